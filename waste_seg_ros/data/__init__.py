@@ -1,0 +1,1 @@
+"""Samples: the synthetic belt, and readers of annotated photographs."""
