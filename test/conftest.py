@@ -1,0 +1,194 @@
+"""Fixtures for tests over real DDS.
+
+Importing this file picks a ROS domain for the test run and keeps DDS on this machine; that must
+happen before rclpy is imported, so nothing here imports it at the top.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from rclpy.context import Context
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.node import Node
+
+# With Fast DDS's default ports, domains above 101 run into Linux' ephemeral ports; 0 is everyone's.
+DOMAINS = range(1, 102)
+_domain_lock: IO[str] | None = None  # held open as long as this process lives
+
+
+def _claim_domain() -> int:
+    """Take a domain that no other test run on this machine holds."""
+    global _domain_lock
+    folder = Path(tempfile.gettempdir()) / f"waste_seg_ros_test_domains.{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    start = os.getpid() % len(DOMAINS)
+    for domain in (*DOMAINS[start:], *DOMAINS[:start]):
+        lock = (folder / str(domain)).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        _domain_lock = lock
+        return domain
+    raise RuntimeError(f"all {len(DOMAINS)} ROS domains are taken by test runs; see {folder}")
+
+
+if "rclpy" in sys.modules:
+    raise RuntimeError("rclpy was imported before test/conftest.py could choose a ROS domain")
+os.environ["ROS_DOMAIN_ID"] = str(_claim_domain())
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+for _variable in ("ROS_LOCALHOST_ONLY", "ROS_STATIC_PEERS", "ROS_NAMESPACE", "PYTEST_ADDOPTS"):
+    os.environ.pop(_variable, None)
+
+
+def pytest_report_header() -> str:
+    return f"ROS domain {os.environ['ROS_DOMAIN_ID']}, loopback only"
+
+
+@dataclass
+class Ros:
+    """A node of the test in a context of its own, and the executor that serves it."""
+
+    context: Context
+    node: Node
+    executor: SingleThreadedExecutor
+
+    def spin_until(self, condition: Callable[[], object], timeout: float = 20.0) -> bool:
+        """Serve callbacks until the condition holds; False if it does not within `timeout` s."""
+        end = time.monotonic() + timeout
+        while not condition():
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self.executor.spin_once(timeout_sec=min(left, 0.1))
+        return True
+
+    def collect(self, message_type: Any, topic: str, qos: Any = 10) -> list[Any]:
+        """Subscribe; the returned list grows while the executor spins."""
+        received: list[Any] = []
+        self.node.create_subscription(message_type, topic, received.append, qos)
+        return received
+
+    def call(self, service_type: Any, name: str, request: Any, timeout: float = 20.0) -> Any:
+        """Call a service and return its response; fails the test if none comes."""
+        client = self.node.create_client(service_type, name)
+        try:
+            assert self.spin_until(client.service_is_ready, timeout), f"no service {name}"
+            future = client.call_async(request)
+            assert self.spin_until(future.done, timeout), f"no answer from {name}"
+            return future.result()
+        finally:
+            self.node.destroy_client(client)
+
+
+@pytest.fixture
+def ros() -> Iterator[Ros]:
+    """An isolated rclpy context with one node; all of it is gone after the test."""
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("test", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    try:
+        yield Ros(context, node, executor)
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown(context=context)
+
+
+@dataclass
+class NodeProcess:
+    """A node of this package running as a process of its own."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path = field(repr=False)
+
+    def output(self) -> str:
+        """All it has printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self, timeout: float = 10.0) -> int:
+        """Interrupt it as Ctrl-C would and return its exit code; kill it if that does not end it."""
+        if self.alive():
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                pass
+        with contextlib.suppress(ProcessLookupError):  # also what it started itself
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+
+@pytest.fixture
+def start_node(tmp_path: Path) -> Iterator[Callable[..., NodeProcess]]:
+    """A function that starts `camera`, `segmenter` or `watch` as a process; ended after the test.
+
+    start_node("segmenter", {"model": "..."}, {"image_raw": "cam/image_raw"}, namespace="line1")
+    """
+    started: list[NodeProcess] = []
+
+    def start(
+        executable: str,
+        params: Mapping[str, Any] | None = None,
+        remaps: Mapping[str, str] | None = None,
+        *,
+        namespace: str = "",
+        name: str = "",
+    ) -> NodeProcess:
+        command = [sys.executable, "-m", f"waste_seg_ros.nodes.{executable}", "--ros-args"]
+        for key, value in (params or {}).items():
+            # JSON is YAML, and YAML is what rcl reads.
+            text = json.dumps(str(value) if isinstance(value, Path) else value)
+            command += ["-p", f"{key}:={text}"]
+        for source, target in (remaps or {}).items():
+            command += ["-r", f"{source}:={target}"]
+        if namespace:
+            command += ["-r", f"__ns:=/{namespace.strip('/')}"]
+        if name:
+            command += ["-r", f"__node:={name}"]
+        log = tmp_path / f"{executable}-{len(started)}.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        node = NodeProcess(name or executable, process, log)
+        started.append(node)
+        return node
+
+    yield start
+    for node in started:
+        node.stop()
+        # pytest shows this only when the test failed.
+        print(f"--- {node.name}, exit code {node.process.returncode}\n{node.output()}")
