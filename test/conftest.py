@@ -133,13 +133,11 @@ class NodeProcess:
         return self.process.poll() is None
 
     def stop(self, timeout: float = 10.0) -> int:
-        """Interrupt it as Ctrl-C would and return its exit code; kill it if that does not end it."""
+        """Interrupt it as Ctrl-C would, kill it if that does not end it; return its exit code."""
         if self.alive():
             self.process.send_signal(signal.SIGINT)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                pass
         with contextlib.suppress(ProcessLookupError):  # also what it started itself
             os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.wait()
