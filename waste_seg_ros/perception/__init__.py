@@ -1,0 +1,1 @@
+"""From a network's prediction to items: grouping, geometry, grasp and drawing."""

@@ -1,0 +1,411 @@
+"""Items: what a picker needs to know of each thing on the belt.
+
+All places and lengths are in pixels of the camera's image, x right and y down, with the middle of
+the pixel in column 3 at x = 3.0 (the convention of OpenCV and of a CameraInfo). Pixel edges of
+an image scaled by s map by ``x_camera = (x_network + 0.5) * s - 0.5``. An angle is measured
+from the x axis towards the y axis, hence clockwise on the screen, and lies in (-pi/2, pi/2].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from waste_seg_ros.perception.grouping import group_items
+
+if TYPE_CHECKING:
+    from waste_seg_ros.runtime.backends import Prediction
+
+#: How many directions the jaws are tried in.
+GRASP_DIRECTIONS = 8
+#: A grasp must be narrower by this share, at a right angle, to be preferred to the short axis.
+GRASP_PREFERENCE = 0.25
+
+
+@dataclass(frozen=True)
+class ItemParams:
+    """How items are made of a prediction.
+
+    Attributes:
+        pixel_threshold: foreground pixels less probable than this are background [0..1].
+        center_threshold: least height of a peak of the centre heat map [0..1].
+        min_area_px: smallest item [px of the network's image].
+        min_pick_area_px: smallest item to pick [px of the network's image].
+        score_threshold: least score of an item to pick [0..1].
+        uncertain_score: an item whose mean probability is below is flagged uncertain [0..1].
+        uncertain_margin: so is one whose class leads the next by less, as a share of votes.
+        touching_px: items this near are flagged touching [px of the network's image].
+        border_px: an item this near to the image's border is flagged truncated [px of the
+            network's image]; 1 means that it must touch the border.
+        max_items: only so many items, those of the highest scores, are kept.
+        class_agnostic: labels only tell foreground (the binary head): all items get class 0.
+        classes: label ids of the classes to keep, or None for all.
+    """
+
+    pixel_threshold: float = 0.5
+    center_threshold: float = 0.2
+    min_area_px: int = 40
+    min_pick_area_px: int = 80
+    score_threshold: float = 0.5
+    uncertain_score: float = 0.6
+    uncertain_margin: float = 0.3
+    touching_px: int = 2
+    border_px: int = 1
+    max_items: int = 200
+    class_agnostic: bool = False
+    classes: frozenset[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "pixel_threshold",
+            "center_threshold",
+            "score_threshold",
+            "uncertain_score",
+            "uncertain_margin",
+        ):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} is {value}; it must lie in 0..1")
+        for name, least in (
+            ("min_area_px", 1),
+            ("min_pick_area_px", 0),
+            ("touching_px", 0),
+            ("border_px", 0),
+            ("max_items", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One item. Places and lengths are in camera pixels, angles in radians.
+
+    Attributes:
+        id: its id in the instance image, from 1.
+        class_index: 1..C, or 0 if its kind is unknown (binary head).
+        score: mean probability of its pixels times the share of them that vote for its class.
+        area: of its mask [px^2].
+        roi: x, y, width, height of the pixels that hold its mask, within the image.
+        outline: (K, 2) float32, its outer contour, clockwise on the screen.
+        center: centroid of its mask.
+        angle: direction of its long axis.
+        length, width: sides of the smallest rectangle around it, length >= width.
+        grasp_center: the middle between the jaws.
+        grasp_angle: direction in which the jaws close.
+        grasp_width: distance between the jaws where they touch it.
+        touching, truncated, uncertain: flags, see ``ItemParams``.
+        pickable: whether a picker may try it.
+        reason: why not, or "".
+    """
+
+    id: int
+    class_index: int
+    score: float
+    area: float
+    roi: tuple[int, int, int, int]
+    outline: NDArray[np.float32]
+    center: tuple[float, float]
+    angle: float
+    length: float
+    width: float
+    grasp_center: tuple[float, float]
+    grasp_angle: float
+    grasp_width: float
+    touching: bool
+    truncated: bool
+    uncertain: bool
+    pickable: bool
+    reason: str
+
+
+def extract_items(
+    prediction: Prediction, image_size: tuple[int, int], params: ItemParams | None = None
+) -> tuple[NDArray[np.uint16], tuple[Item, ...]]:
+    """Find the items in a prediction.
+
+    Args:
+        prediction: what a backend gives, at the network's resolution (H, W).
+        image_size: (width, height) of the camera's image.
+        params: see ``ItemParams``.
+
+    Returns:
+        the instance image, (H, W) uint16 at the network's resolution, 0 where there is no item,
+        and the items in the order of their ids 1..N.
+
+    Raises:
+        ValueError: if the prediction's shapes do not fit together, or the size is not positive.
+    """
+    params = params or ItemParams()
+    instances = group_items(
+        prediction.labels,
+        prediction.scores,
+        prediction.centers,
+        prediction.offsets,
+        pixel_threshold=params.pixel_threshold,
+        center_threshold=params.center_threshold,
+        min_area=params.min_area_px,
+    )
+    items = describe_items(instances, prediction.labels, prediction.scores, image_size, params)
+    dropped = [
+        item.id
+        for item in items
+        if params.classes is not None
+        and not params.class_agnostic
+        and item.class_index not in params.classes
+    ]
+    if len(items) - len(dropped) > params.max_items:
+        gone = set(dropped)
+        rest = sorted((i for i in items if i.id not in gone), key=lambda i: (-i.score, i.id))
+        dropped += [item.id for item in rest[params.max_items :]]
+    if dropped:
+        table = np.ones(len(items) + 1, np.uint16)
+        table[[0, *dropped]] = 0
+        instances = (np.cumsum(table, dtype=np.uint16) * table)[instances]
+        items = describe_items(instances, prediction.labels, prediction.scores, image_size, params)
+    return instances, items
+
+
+def describe_items(
+    instances: NDArray[np.uint16],
+    labels: NDArray[np.uint8],
+    scores: NDArray[np.float32] | None,
+    image_size: tuple[int, int],
+    params: ItemParams | None = None,
+) -> tuple[Item, ...]:
+    """Measure the items of an instance image, be it grouped or the truth.
+
+    Args:
+        instances: (H, W) uint16, 0 none; the ids need not be without gaps.
+        labels: (H, W) uint8; 0, 254 and 255 have no say in an item's class.
+        scores: (H, W) float32 probability of the label, or None for a truth (1 everywhere).
+        image_size: (width, height) of the image whose pixels the items are measured in.
+        params: see ``ItemParams``; thresholds on pixels are not applied again.
+
+    Raises:
+        ValueError: if shapes do not fit together, or the size is not positive.
+    """
+    params = params or ItemParams()
+    if instances.ndim != 2 or labels.shape != instances.shape:
+        raise ValueError(f"instances {instances.shape} and labels {labels.shape} must be alike")
+    if image_size[0] <= 0 or image_size[1] <= 0:
+        raise ValueError(f"image size {image_size} must be positive (width, height)")
+    height, width = instances.shape
+    scale = np.array([image_size[0] / width, image_size[1] / height])
+    inside = np.flatnonzero(instances)
+    if len(inside) == 0:
+        return ()
+    identity = instances.ravel()[inside].astype(np.intp)
+    count = int(identity.max()) + 1
+    label = labels.ravel()[inside]
+    known = (label > 0) & (label < 254)
+    # Unknown labels are put on class 0, which no known item has.
+    label = np.where(known, label, 0)
+    kinds = int(label.max()) + 1
+    key = identity * kinds + label
+    if scores is None:
+        votes = np.bincount(key, minlength=count * kinds).reshape(count, kinds).astype(float)
+        pixels = votes
+    else:
+        weight = scores.ravel()[inside]
+        votes = np.bincount(key, weights=weight, minlength=count * kinds).reshape(count, kinds)
+        pixels = np.bincount(key, minlength=count * kinds).reshape(count, kinds)
+    area = np.bincount(identity, minlength=count)
+    row, column = np.divmod(inside, width)
+    divisor = np.maximum(area, 1)
+    center_x = np.bincount(identity, weights=column, minlength=count) / divisor
+    center_y = np.bincount(identity, weights=row, minlength=count) / divisor
+    boxes = _boxes(identity, row, column, count)
+    touching = _touching(instances, inside, params.touching_px, count)
+
+    items = []
+    for index in np.flatnonzero(area):
+        named = votes[index].copy()
+        named[0] = 0.0
+        total = float(named.sum())
+        class_index = int(named.argmax()) if total > 0 else 0
+        counted = int(pixels[index, 1:].sum())
+        probability = total / counted if counted else 1.0
+        ranked = np.sort(named)[::-1]
+        share = float(ranked[0]) / total if total else 1.0
+        second = float(ranked[1]) / total if total and len(ranked) > 1 else 0.0
+        if params.class_agnostic:
+            class_index, share, second = 0, 1.0, 0.0
+        score = probability * share
+
+        x0, y0, x1, y1 = (int(v) for v in boxes[index])
+        outline = _outline(instances[y0 : y1 + 1, x0 : x1 + 1] == index, (x0, y0), scale)
+        center = np.array([center_x[index], center_y[index]])
+        center = (center + 0.5) * scale - 0.5
+        angle, length, breadth = _oriented_box(outline)
+        inner = center
+        if cv2.pointPolygonTest(outline, (float(center[0]), float(center[1])), False) <= 0:
+            mask = instances[y0 : y1 + 1, x0 : x1 + 1] == index
+            inner = _inner_point(mask, (x0, y0), scale, center)
+        grasp_center, grasp_angle, grasp_width = _grasp(outline, inner, angle)
+
+        truncated = (
+            x0 < params.border_px
+            or y0 < params.border_px
+            or x1 >= width - params.border_px
+            or y1 >= height - params.border_px
+        )
+        uncertain = (
+            probability < params.uncertain_score or share - second < params.uncertain_margin
+        )
+        if truncated:
+            reason = "truncated by the image border"
+        elif area[index] < params.min_pick_area_px:
+            reason = f"too small: {area[index]} px below {params.min_pick_area_px}"
+        elif score < params.score_threshold:
+            reason = f"score {score:.2f} below {params.score_threshold:.2f}"
+        else:
+            reason = ""
+        left, top = math.floor(x0 * scale[0]), math.floor(y0 * scale[1])
+        right = min(math.ceil((x1 + 1) * scale[0]), image_size[0])
+        bottom = min(math.ceil((y1 + 1) * scale[1]), image_size[1])
+        limit = np.array(image_size, np.float32) - 1
+        items.append(
+            Item(
+                id=int(index),
+                class_index=class_index,
+                score=score,
+                area=float(area[index] * scale[0] * scale[1]),
+                roi=(left, top, right - left, bottom - top),
+                outline=np.clip(outline, 0, limit),
+                center=(float(center[0]), float(center[1])),
+                angle=angle,
+                length=length,
+                width=breadth,
+                grasp_center=grasp_center,
+                grasp_angle=grasp_angle,
+                grasp_width=grasp_width,
+                touching=bool(touching[index]),
+                truncated=truncated,
+                uncertain=uncertain,
+                pickable=not reason,
+                reason=reason,
+            )
+        )
+    return tuple(items)
+
+
+def normalize_angle(angle: float) -> float:
+    """The same undirected axis with an angle in (-pi/2, pi/2]."""
+    angle = math.remainder(angle, math.pi)
+    return angle + math.pi if angle <= -math.pi / 2 else angle
+
+
+def _boxes(
+    identity: NDArray[np.intp], row: NDArray[np.intp], column: NDArray[np.intp], count: int
+) -> NDArray[np.intp]:
+    """(count, 4) first and last column and row of each id: x0, y0, x1, y1."""
+    boxes = np.zeros((count, 4), np.intp)
+    # Rows come in ascending order, so assignment in reverse leaves the first, forward the last.
+    boxes[identity[::-1], 1] = row[::-1]
+    boxes[identity, 3] = row
+    order = np.argsort(column.astype(np.uint16), kind="stable")  # 16 bits: radix sort
+    by_column = identity[order]
+    boxes[by_column[::-1], 0] = column[order][::-1]
+    boxes[by_column, 2] = column[order]
+    return boxes
+
+
+def _touching(
+    instances: NDArray[np.uint16], inside: NDArray[np.intp], distance: int, count: int
+) -> NDArray[np.bool_]:
+    """Which ids have a pixel of another id within so many pixels."""
+    result = np.zeros(count, bool)
+    if distance < 1 or count < 3:
+        return result
+    kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
+    own = instances.ravel()[inside]
+    highest = cv2.dilate(instances, kernel).ravel()[inside]
+    reverse = np.where(instances > 0, np.uint16(65535) - instances, np.uint16(0))
+    lowest = np.uint16(65535) - cv2.dilate(reverse, kernel).ravel()[inside]
+    result[own[(highest != own) | (lowest != own)]] = True
+    return result
+
+
+def _outline(
+    mask: NDArray[np.bool_], corner: tuple[int, int], scale: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """The largest outer contour along the edges of the pixels, in camera pixels.
+
+    ``cv2.findContours`` runs through the middles of the outermost pixels and so loses half a
+    pixel all around; on the grid of pixel corners it runs along their edges.
+    """
+    height, width = mask.shape
+    corners = np.zeros((height + 1, width + 1), np.uint8)
+    corners[:-1, :-1] = mask
+    corners[1:, :-1] |= mask
+    corners[:-1, 1:] |= mask
+    corners[1:, 1:] |= mask
+    found, _ = cv2.findContours(corners, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    contour = found[0] if len(found) == 1 else max(found, key=cv2.contourArea)
+    simple = cv2.approxPolyDP(contour, 0.75, True)
+    if len(simple) < 3:
+        simple = contour
+    points = (simple[:, 0] + np.array(corner, np.float64)) * scale - 0.5
+    # OpenCV runs counter-clockwise on the screen.
+    return np.ascontiguousarray(points[::-1].astype(np.float32))
+
+
+def _oriented_box(outline: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Angle of the long axis, length and width of the smallest rectangle around the outline."""
+    _, (first, second), degrees = cv2.minAreaRect(outline)
+    angle = math.radians(degrees)
+    if first < second:
+        first, second, angle = second, first, angle + math.pi / 2
+    return normalize_angle(angle), float(first), float(second)
+
+
+def _inner_point(
+    mask: NDArray[np.bool_],
+    corner: tuple[int, int],
+    scale: NDArray[np.float64],
+    center: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """A place well inside the mask and near its centroid, which lies outside (an L, a C)."""
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    rows, columns = np.nonzero(mask)
+    places = (np.stack([columns, rows], axis=1) + np.array(corner) + 0.5) * scale - 0.5
+    away = np.hypot(*(places - center).T) / scale.mean()
+    return places[int((depth[rows, columns] - 0.25 * away).argmax())]
+
+
+def _grasp(
+    outline: NDArray[np.float32], point: NDArray[np.float64], angle: float
+) -> tuple[tuple[float, float], float, float]:
+    """The best grasp of a parallel jaw: its middle, closing direction and opening.
+
+    Chords through the point are measured across the outline in a fan of directions around the
+    short axis; the narrowest wins, longer ones being forgiven towards the short axis.
+    """
+    turn = np.arange(GRASP_DIRECTIONS) * (math.pi / GRASP_DIRECTIONS)
+    direction = angle + math.pi / 2 + turn
+    ux, uy = np.cos(direction)[:, None], np.sin(direction)[:, None]
+    x, y = (outline.astype(np.float64) - point).T
+    across = ux * y - uy * x  # signed distance from the chord's line
+    along = ux * x + uy * y
+    following = np.arange(1, len(x) + 1) % len(x)
+    next_across, next_along = across[:, following], along[:, following]
+    crosses = (across > 0) != (next_across > 0)
+    step = np.where(crosses, across - next_across, 1.0)
+    place = along + (next_along - along) * (across / step)
+    ahead = np.where(crosses & (place >= 0), place, np.inf).min(axis=1)
+    behind = np.where(crosses & (place < 0), place, -np.inf).max(axis=1)
+    chord = ahead - behind
+    cost = chord * (1.0 + GRASP_PREFERENCE * np.abs(np.sin(turn)))
+    best = int(np.where(np.isfinite(chord), cost, np.inf).argmin())
+    if not np.isfinite(chord[best]):
+        # The point lies on the very edge of a sliver: no chord goes through it.
+        return (float(point[0]), float(point[1])), normalize_angle(float(direction[0])), 0.0
+    middle = 0.5 * (ahead[best] + behind[best])
+    center = (float(point[0] + middle * ux[best, 0]), float(point[1] + middle * uy[best, 0]))
+    return center, normalize_angle(float(direction[best])), float(chord[best])
