@@ -294,14 +294,12 @@ def _cells(
     offsets: NDArray[np.float32],
     step: int,
 ) -> _Cells:
-    """The cells that lie on a component, and where they vote to."""
-    last = step - 1
+    """The cells whose middle lies on a component, and where they vote to.
+
+    Those on the rim, of which less is seen, are left out: they point anywhere.
+    """
     middle = step // 2
     of_cell = components[middle::step, middle::step].copy()
-    # A cell on the rim, whose middle is background, still counts for the item it touches.
-    for row, column in ((0, 0), (0, last), (last, 0), (last, last)):
-        corner = components[row::step, column::step]
-        np.copyto(of_cell, corner, where=of_cell == 0)
     of_cell *= keep[of_cell]
     rows, columns = np.nonzero(of_cell)
     vote = np.empty((len(rows), 2), np.float32)
@@ -344,7 +342,7 @@ def _group_by_votes(
         key = cells.component * number + nearest
         votes = np.bincount(key, minlength=count * number).reshape(count, number)
         spread = np.bincount(key, weights=gap, minlength=count * number).reshape(count, number)
-        spread /= np.maximum(votes, 1)
+        spread = spread / np.maximum(votes, 1)
         home = votes.argmax(axis=0)
         reach = np.sqrt(votes.sum(axis=0) * cells.step**2 / np.pi)
         at_home = home[None, :] == np.arange(count)[:, None]
@@ -354,8 +352,8 @@ def _group_by_votes(
         known = (votes >= np.minimum(least, 0.5 * cell_count[:, None])) & (votes > 0)
         known &= spread <= np.maximum(limit, 1.5 * cells.step)
         far = gap > np.maximum(0.5 * radius[cells.component], 2 * cells.step)
-        missed = np.bincount(cells.component, weights=far, minlength=count)
-        missed = missed >= np.maximum(MISSED_CENTER_SHARE * cell_count, least)
+        far_count = np.bincount(cells.component, weights=far, minlength=count)
+        missed = far_count >= np.maximum(MISSED_CENTER_SHARE * cell_count, least)
     else:
         known = np.zeros((count, 0), bool)
         missed = np.zeros(count, bool)
@@ -378,9 +376,7 @@ def _group_by_votes(
             cells, of_component, peaks[chosen], heights[chosen], radius[component], min_area
         )
         parts = _to_pixels(cells, of_component, part, len(origin), labels, mask, window)
-        parts, origin = _mend(
-            parts, origin, cells, of_component, mask, window, min_area
-        )
+        parts, origin = _mend(parts, origin, cells, of_component, mask, window, min_area)
         if mixed[component]:
             parts, origin = _split_classes(
                 parts, origin, cells, of_component, labels[window], scores[window], window, min_area
@@ -411,10 +407,12 @@ def _split_by_votes(
         new = _missed_center(cells, vote, places, radius, least)
         if new is None:
             break
-        places = np.concatenate([places, new[None]])
+        places = np.concatenate([places, new[None]]).astype(np.float32)
         origin.append(-1)
         height.append(0.0)
 
+    if len(places) == 0:
+        return np.zeros(len(vote), np.intp), [-1]
     part = _distances(vote, places).argmin(axis=1)
     while len(places) > 1:
         size = np.bincount(part, minlength=len(places))
@@ -487,8 +485,8 @@ def _one_item(
     A weak peak must be more clearly apart to stand for an item.
     """
     number = len(size)
-    mean = np.stack([np.bincount(part, weights=vote[:, axis]) for axis in (0, 1)], axis=1)
-    mean /= size[:, None]
+    total = np.stack([np.bincount(part, weights=vote[:, axis]) for axis in (0, 1)], axis=1)
+    mean = total / size[:, None]
     rest = vote - mean[part]
     xx, xy, yy = (
         np.bincount(part, weights=product, minlength=number) / size
@@ -502,9 +500,17 @@ def _one_item(
         np.maximum(ux**2 * xx[:, None] + 2 * ux * uy * xy[:, None] + uy**2 * yy[:, None], 0)
     )
     ratio = apart / np.maximum(deviation + deviation.T, 2.0)
+    # An item's own pixels have their centroid where they vote to. Scattered pixels, or an end of
+    # an item that votes for less than the way to its middle, do not, and need a wider valley.
+    place = np.stack([cells.column[of_component], cells.row[of_component]], axis=1) * cells.step
+    middle = np.stack([np.bincount(part, weights=place[:, axis]) for axis in (0, 1)], axis=1)
+    middle = middle / size[:, None] + (cells.step - 1) / 2
+    astray = np.hypot(*(middle - mean).T) > 0.6 * np.sqrt(size * cells.step**2 / np.pi)
+    doubtful = astray[:, None] | astray[None]
+    doubtful |= np.sqrt(((middle[:, None] - middle[None]) ** 2).sum(axis=2)) < 0.5 * apart
     lower = np.minimum.outer(height, height)
     union = np.sqrt((size[:, None] + size[None]) * cells.step**2 / np.pi)
-    same = (ratio < 2.0 * (1.0 - 0.4 * lower)) | (apart < np.maximum(0.2 * union, cells.step))
+    same = (ratio < 2.0 - 0.5 * lower + doubtful) | (apart < np.maximum(0.2 * union, cells.step))
 
     kinds = int(cells.label.max()) + 1
     histogram = np.bincount(
@@ -555,9 +561,7 @@ def _to_pixels(
         x0, x1 = max(int(x.min()) - 1, 0), min(int(x.max()) + 2, columns)
         weight = np.zeros((y1 - y0, x1 - x0), np.float32)
         weight[y - y0, x - x0] = 1.0
-        weight = cv2.resize(
-            weight, ((x1 - x0) * step, (y1 - y0) * step), interpolation=cv2.INTER_LINEAR
-        )
+        weight = cv2.resize(weight, ((x1 - x0) * step, (y1 - y0) * step)).astype(np.float32)
         area = (slice(y0 * step, y1 * step), slice(x0 * step, x1 * step))
         votes = np.bincount(of_cell[mine])
         votes[0] = 0

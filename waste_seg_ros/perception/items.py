@@ -255,9 +255,7 @@ def describe_items(
             or x1 >= width - params.border_px
             or y1 >= height - params.border_px
         )
-        uncertain = (
-            probability < params.uncertain_score or share - second < params.uncertain_margin
-        )
+        uncertain = probability < params.uncertain_score or share - second < params.uncertain_margin
         if truncated:
             reason = "truncated by the image border"
         elif area[index] < params.min_pick_area_px:
