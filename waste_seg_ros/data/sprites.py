@@ -14,12 +14,13 @@ import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32; OpenCV's annotations know no element types
 Rng = np.random.Generator
 
 SPRITE_RESOLUTION = 0.0015
@@ -86,7 +87,7 @@ class _Canvas:
 # --- noise, shapes and prints ---------------------------------------------------------------------
 
 
-def value_noise(rng: Rng, shape: tuple[int, int], cell: float) -> Array:
+def value_noise(rng: Rng, shape: tuple[int, ...], cell: float) -> Array:
     """(h, w) smooth noise, about unit variance, with features of `cell` pixels."""
     h, w = shape
     grid = rng.standard_normal((int(h / cell) + 3, int(w / cell) + 3), dtype=np.float32)
@@ -97,7 +98,7 @@ def value_noise(rng: Rng, shape: tuple[int, int], cell: float) -> Array:
     return np.asarray(big[y : y + h, x : x + w], np.float32)
 
 
-def fractal_noise(rng: Rng, shape: tuple[int, int], cell: float, octaves: int = 4) -> Array:
+def fractal_noise(rng: Rng, shape: tuple[int, ...], cell: float, octaves: int = 4) -> Array:
     """(h, w) sum of octaves of `value_noise`, the first with features of `cell` pixels."""
     out = np.zeros(shape, np.float32)
     for k in range(octaves):
@@ -108,13 +109,13 @@ def fractal_noise(rng: Rng, shape: tuple[int, int], cell: float, octaves: int = 
     return out
 
 
-def _grid(shape: tuple[int, int]) -> tuple[Array, Array]:
+def _grid(shape: tuple[int, ...]) -> tuple[Array, Array]:
     h, w = shape
     y, x = np.mgrid[0:h, 0:w].astype(np.float32)
     return x - np.float32((w - 1) / 2), y - np.float32((h - 1) / 2)
 
 
-def _creases(rng: Rng, shape: tuple[int, int], cell: float, count: int, warp: float) -> Array:
+def _creases(rng: Rng, shape: tuple[int, ...], cell: float, count: int, warp: float) -> Array:
     """Height field of straight folds in random directions, `cell` px apart, bent by `warp` px."""
     x, y = _grid(shape)
     wx = value_noise(rng, shape, cell * 1.2) * np.float32(warp)
@@ -130,7 +131,7 @@ def _creases(rng: Rng, shape: tuple[int, int], cell: float, count: int, warp: fl
 
 
 def _polar_blob(
-    rng: Rng, shape: tuple[int, int], ax: float, ay: float, rough: float, waves: int = 6
+    rng: Rng, shape: tuple[int, ...], ax: float, ay: float, rough: float, waves: int = 6
 ) -> Array:
     """Coverage of a closed blob with half axes `ax`, `ay` px and a wavy outline."""
     x, y = _grid(shape)
@@ -148,9 +149,9 @@ def _soft(signed_distance: Array) -> Array:
     return np.clip(signed_distance + 0.5, 0, 1).astype(np.float32)
 
 
-def _polygon(shape: tuple[int, int], points: NDArray[np.float64]) -> Array:
+def _polygon(shape: tuple[int, ...], points: NDArray[np.float64]) -> Array:
     canvas = np.zeros(shape, np.uint8)
-    cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    cv2.fillPoly(canvas, [np.round(points * 16).astype(np.int32)], (255,), cv2.LINE_AA, 4)
     return canvas.astype(np.float32) / 255
 
 
@@ -171,7 +172,7 @@ def _neutral(rng: Rng, low: float, high: float, tint: float = 0.04) -> tuple[flo
     )
 
 
-def _fill(shape: tuple[int, int], colour: tuple[float, float, float]) -> Array:
+def _fill(shape: tuple[int, ...], colour: tuple[float, float, float]) -> Array:
     out = np.empty((*shape, 3), np.float32)
     out[:] = colour
     return out
@@ -204,7 +205,7 @@ def _word(rng: Rng, img: Array, box: tuple[int, int, int, int], ink: tuple[float
     cv2.putText(img, word, (x, y + int(th * scale)), font, scale, ink, thick, cv2.LINE_AA)
 
 
-def _artwork(rng: Rng, shape: tuple[int, int]) -> Array:
+def _artwork(rng: Rng, shape: tuple[int, ...]) -> Array:
     """A printed design: bands, waves, discs and words in two to four colours."""
     h, w = shape
     base = _vivid(rng) if rng.random() < 0.7 else _neutral(rng, 0.75, 0.95)
@@ -272,7 +273,7 @@ def _diffuse(normals: tuple[Array, Array, Array], light: _Light) -> Array:
 
 def _specular(normals: tuple[Array, Array, Array], light: _Light, power: float) -> Array:
     nx, ny, nz = normals
-    half = np.array(light.vector) + (0, 0, 1)
+    half = np.add(light.vector, (0, 0, 1))
     hx, hy, hz = (np.float32(v) for v in half / np.linalg.norm(half))
     return np.clip(nx * hx + ny * hy + nz * hz, 0, 1).astype(np.float32) ** np.float32(power)
 
@@ -322,10 +323,12 @@ def _lathe(
     """Lay a body of revolution on the belt.
 
     Args:
+        rng: source of the dents.
         length: along x [px].
         profile: (position 0..1, radius px) along the axis, linear in between.
         dent: 0 factory new .. 1 trodden on.
         flatten: factor of the height (1 round).
+        margin: empty pixels around the body.
     """
     r_max = max(r for _, r in profile)
     h = int(2 * r_max * (1.15 + 0.25 * dent)) + 2 * margin
@@ -403,7 +406,7 @@ def _sheet_geometry(
     return flat, inside
 
 
-def _office_art(rng: Rng, shape: tuple[int, int]) -> Array:
+def _office_art(rng: Rng, shape: tuple[int, ...]) -> Array:
     h, w = shape
     if rng.random() < 0.8:
         base = _neutral(rng, 0.8, 0.96)
@@ -428,7 +431,7 @@ def _office_art(rng: Rng, shape: tuple[int, int]) -> Array:
     return img
 
 
-def _news_art(rng: Rng, shape: tuple[int, int]) -> Array:
+def _news_art(rng: Rng, shape: tuple[int, ...]) -> Array:
     h, w = shape
     img = _fill(shape, _neutral(rng, 0.66, 0.84, 0.06))
     ink = _neutral(rng, 0.12, 0.35)
@@ -448,7 +451,7 @@ def _news_art(rng: Rng, shape: tuple[int, int]) -> Array:
     return img
 
 
-def _cardboard_art(rng: Rng, shape: tuple[int, int]) -> Array:
+def _cardboard_art(rng: Rng, shape: tuple[int, ...]) -> Array:
     h, w = shape
     base = _hsv(rng.uniform(0.07, 0.105), rng.uniform(0.3, 0.52), rng.uniform(0.5, 0.78))
     img = _fill(shape, base)
@@ -696,7 +699,7 @@ def _jug(rng: Rng, light: _Light) -> _Canvas:
         label = cv2.warpPerspective(art, m, shape[::-1])
         patch = cv2.warpPerspective(np.ones((lh, lw), np.float32), m, shape[::-1])
         if rng.random() < 0.3:
-            patch *= _soft(fractal_noise(rng, shape, 20, 3) * 4 + 3)
+            patch = patch * _soft(fractal_noise(rng, shape, 20, 3) * 4 + 3)
         albedo += (label - albedo) * patch[..., None]
     if rng.random() < 0.7:
         _stain(rng, albedo, rng.uniform(0.1, 0.5))
@@ -815,7 +818,7 @@ def _can_end(rng: Rng, light: _Light) -> _Canvas:
     if rng.random() < 0.75:
         cv2.ellipse(
             colour,
-            (opening.astype(int)),
+            opening.astype(int).tolist(),
             (int(r * 0.26), int(r * 0.34)),
             deg,
             0,
@@ -826,7 +829,7 @@ def _can_end(rng: Rng, light: _Light) -> _Canvas:
         )
     cv2.ellipse(
         colour,
-        (tab.astype(int)),
+        tab.astype(int).tolist(),
         (int(r * 0.4), int(r * 0.2)),
         deg,
         0,
@@ -837,7 +840,7 @@ def _can_end(rng: Rng, light: _Light) -> _Canvas:
     )
     cv2.ellipse(
         colour,
-        (tab.astype(int)),
+        tab.astype(int).tolist(),
         (int(r * 0.4), int(r * 0.2)),
         deg,
         0,
@@ -849,7 +852,7 @@ def _can_end(rng: Rng, light: _Light) -> _Canvas:
     hole = tab - c * r * 0.16
     cv2.ellipse(
         colour,
-        (hole.astype(int)),
+        hole.astype(int).tolist(),
         (int(r * 0.13), int(r * 0.1)),
         deg,
         0,
@@ -950,7 +953,7 @@ def _film(rng: Rng, light: _Light) -> tuple[str, _Canvas]:
     # Wrinkles of film are long, thin and bright: ridges of warped, stretched noise.
     a = rng.uniform(0, np.pi)
     wrinkle = np.zeros(shape, np.float32)
-    for k in range(5):
+    for _ in range(5):
         b = a + rng.normal(0, 0.7)
         along = x * np.float32(np.cos(b)) + y * np.float32(np.sin(b))
         across = -x * np.float32(np.sin(b)) + y * np.float32(np.cos(b))
@@ -1025,7 +1028,7 @@ def render_sprite(class_name: str, rng: Rng, light_angle: float | None = None) -
     angle = float(rng.uniform(0, 2 * np.pi)) if light_angle is None else light_angle
     light = _Light(angle, float(rng.uniform(0.45, 1.25)), float(rng.uniform(0.25, 0.65)))
     style, canvas = _PAINTERS[class_name](rng, light)
-    coverage = canvas.coverage * (canvas.coverage > 0.02)
+    coverage: Array = canvas.coverage * (canvas.coverage > 0.02)
     keep = (coverage > 0.5).astype(np.uint8)
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(keep, connectivity=4)
     if count > 2:  # one item is one piece: crumbs torn off are dropped
@@ -1048,5 +1051,6 @@ def render_sprite(class_name: str, rng: Rng, light_angle: float | None = None) -
     through = 1 - coverage[..., None] * (1 - passed)
     transmit = np.clip(through * 255, 0, 255).astype(np.uint8)
     blocked = (coverage * (0.35 + 0.65 * opacity) * 255).astype(np.uint8)
-    shadow = cv2.GaussianBlur(blocked, (0, 0), 2.0 + canvas.height / SPRITE_RESOLUTION * 0.08)
+    blur = 2.0 + canvas.height / SPRITE_RESOLUTION * 0.08
+    shadow = np.asarray(cv2.GaussianBlur(blocked, (0, 0), blur), np.uint8)
     return Sprite(f"{class_name}/{style}", reflect, transmit, shadow, angle, canvas.height)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from waste_seg_ros.data.sample import BACKGROUND, CLASSES, IGNORE, Sample
 from waste_seg_ros.data.sprites import (
     SPRITE_RESOLUTION,
+    Array,
     Rng,
     Sprite,
     fractal_noise,
@@ -69,7 +70,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A sprite put down on the belt: centre [px], rotation [rad], scale (frame px per sprite px)."""
+    """A sprite on the belt: centre [px], rotation [rad], scale (frame px per sprite px)."""
 
     id: int
     class_index: int
@@ -98,7 +99,7 @@ class _Look:
 # --- belt and surroundings ------------------------------------------------------------------------
 
 
-def _material(rng: Rng, shape: tuple[int, int], mpp: float) -> NDArray[np.float32]:
+def _material(rng: Rng, shape: tuple[int, ...], mpp: float) -> Array:
     """(h, w, 3) float32 0..255: a belt surface with streaks along x, stains, specks and wear."""
     h, w = shape
     kind = rng.random()
@@ -152,7 +153,7 @@ def _material(rng: Rng, shape: tuple[int, int], mpp: float) -> NDArray[np.float3
     return out
 
 
-def _scraps(rng: Rng, canvas: NDArray[np.float32], mpp: float) -> None:
+def _scraps(rng: Rng, canvas: Array, mpp: float) -> None:
     """Crumbs too small to be items: part of the background, in place."""
     h, w = canvas.shape[:2]
     count = int(rng.choice([0, 6, 30, 120]) * rng.uniform(0.3, 1) * h * w * mpp * mpp / 0.5)
@@ -168,14 +169,13 @@ def _scraps(rng: Rng, canvas: NDArray[np.float32], mpp: float) -> None:
         cv2.fillPoly(canvas, [np.round(pts * 16).astype(np.int32)], tint, cv2.LINE_AA, 4)
 
 
-def _background(rng: Rng, shape: tuple[int, int], mpp: float, tidy: bool) -> NDArray[np.uint8]:
+def _background(rng: Rng, shape: tuple[int, ...], mpp: float, tidy: bool) -> NDArray[np.uint8]:
     """(h, w, 3) uint8: belt, side rails and floor, splice, scratches, crumbs."""
     h, w = shape
     out = _material(rng, shape, mpp)
     if rng.random() < 0.5:
         for _ in range(int(rng.integers(1, 14))):
-            y = rng.uniform(0, h)
-            x = rng.uniform(0, w)
+            x, y = (float(v) for v in rng.uniform(0, (w, h)))
             length = rng.uniform(0.05, 0.8) * w
             p = (int(x), int(y)), (int(x + length), int(y + rng.normal(0, 0.02) * length))
             v = float(rng.uniform(20, 200))
@@ -198,9 +198,9 @@ def _background(rng: Rng, shape: tuple[int, int], mpp: float, tidy: bool) -> NDA
                 n = max(1, int(edge))
                 strip = _material(rng, (n, w), mpp)
                 if rng.random() < 0.5:  # a rounded or bent profile
-                    y = np.linspace(-1, 1, n, dtype=np.float32)[:, None, None]
-                    strip *= 1 + np.float32(rng.uniform(-0.6, 0.6)) * y
-                    glint = np.exp(-(((y - rng.uniform(-1, 1)) / rng.uniform(0.05, 0.4)) ** 2))
+                    across = np.linspace(-1, 1, n, dtype=np.float32)[:, None, None]
+                    strip *= 1 + np.float32(rng.uniform(-0.6, 0.6)) * across
+                    glint = np.exp(-(((across - rng.uniform(-1, 1)) / rng.uniform(0.05, 0.4)) ** 2))
                     strip += glint * np.float32(rng.uniform(0, 150) * (rng.random() < 0.4))
                 strip[-1 if side == 0 else 0] *= np.float32(rng.uniform(0.2, 1))
                 out[:n] = strip if side == 0 else out[:n]
@@ -210,9 +210,9 @@ def _background(rng: Rng, shape: tuple[int, int], mpp: float, tidy: bool) -> NDA
                     step = rng.uniform(0.05, 0.2) / mpp
                     yc = n / 2 if side == 0 else h - n / 2
                     for x in np.arange(rng.uniform(0, step), w, max(4.0, step)):
-                        v = float(rng.uniform(20, 160))
+                        grey = float(rng.uniform(20, 160))
                         r = max(1, int(0.005 / mpp))
-                        cv2.circle(out, (int(x), int(yc)), r, (v, v, v), -1, cv2.LINE_AA)
+                        cv2.circle(out, (int(x), int(yc)), r, (grey, grey, grey), -1, cv2.LINE_AA)
                 edge *= rng.uniform(0.0, 0.85)
     return np.clip(out, 0, 255).astype(np.uint8)
 
@@ -237,7 +237,7 @@ def _look(rng: Rng, size: tuple[int, int], tidy: bool) -> _Look:
         )
     if rng.random() < (0.25 if tidy else 0.45):  # cast shadows and patches of sun, sharp or soft
         for _ in range(int(rng.integers(1, 4))):
-            mask = np.zeros((h, w), np.uint8)
+            mask: Array = np.zeros((h, w), np.uint8)
             if rng.random() < 0.65:
                 c, t = np.array([rng.uniform(0, w), rng.uniform(0, h)]), rng.uniform(0, np.pi)
                 d, n = np.array([np.cos(t), np.sin(t)]), np.array([-np.sin(t), np.cos(t)])
@@ -253,14 +253,12 @@ def _look(rng: Rng, size: tuple[int, int], tidy: bool) -> _Look:
                     quad[1], quad[2] = c - n * taper, c + n * taper
                 pts = np.array(quad)
             else:
-                k = int(rng.integers(3, 7))
-                t = np.sort(rng.uniform(0, 2 * np.pi, k))
-                r = rng.uniform(0.15, 0.6, (k, 1)) * w
-                pts = (
-                    np.array([rng.uniform(0, w), rng.uniform(0, h)])
-                    + np.stack([np.cos(t), np.sin(t)], 1) * r
-                )
-            cv2.fillPoly(mask, [np.clip(pts, -9999, 9999).astype(np.int32)], 255)
+                corners = int(rng.integers(3, 7))
+                turn = np.sort(rng.uniform(0, 2 * np.pi, corners))
+                spokes = rng.uniform(0.15, 0.6, (corners, 1)) * w
+                pts = np.stack([np.cos(turn), np.sin(turn)], 1) * spokes
+                pts = pts + np.array([rng.uniform(0, w), rng.uniform(0, h)])
+            cv2.fillPoly(mask, [np.clip(pts, -9999, 9999).astype(np.int32)], (255,))
             soft = cv2.blur(mask, (2 * int(rng.integers(0, max(2, w // 24))) + 1,) * 2)
             gain = rng.uniform(-0.65, -0.2) if rng.random() < 0.7 else rng.uniform(0.15, 0.7)
             field *= 1 + np.float32(gain / 255) * soft
@@ -293,7 +291,7 @@ def _noise_bank() -> NDArray[np.float32]:
 
 def _expose(canvas: NDArray[np.uint8], look: _Look, rng: Rng) -> NDArray[np.uint8]:
     """Light, lens, sensor and file format between the belt and the picture."""
-    lit = canvas.astype(np.float32)
+    lit: Array = canvas.astype(np.float32)
     lit *= look.illumination
     if look.motion > 1:
         lit = cv2.blur(lit, (look.motion | 1, 1), borderType=cv2.BORDER_REFLECT)
@@ -328,7 +326,7 @@ def _affine(item: _Placed, sprite: Sprite, scale: float) -> NDArray[np.float64]:
 
 
 def _window(
-    m: NDArray[np.float64], shape: tuple[int, int], size: tuple[int, int], pad: float
+    m: NDArray[np.float64], shape: tuple[int, ...], size: tuple[int, int], pad: float
 ) -> tuple[int, int, int, int] | None:
     h, w = shape
     corners = m @ np.array([[0, w, w, 0], [0, 0, h, h], [1, 1, 1, 1]], np.float64)
@@ -382,9 +380,8 @@ def _compose(
         size = (x1 - x0, y1 - y0)
         light = cv2.warpAffine(sprite.reflect, m, size)
         through = cv2.warpAffine(sprite.transmit, m, size, borderValue=(255, 255, 255))
-        roi = canvas[y0:y1, x0:x1]
-        roi = cv2.multiply(roi, through, scale=1 / 255)
-        canvas[y0:y1, x0:x1] = cv2.add(roi, np.ascontiguousarray(light[..., :3]))
+        behind = cv2.multiply(canvas[y0:y1, x0:x1], through, scale=1 / 255)
+        canvas[y0:y1, x0:x1] = cv2.add(behind, np.ascontiguousarray(light[..., :3]))
         solid = light[..., 3] > 127
         labels[y0:y1, x0:x1][solid] = item.class_index
         instances[y0:y1, x0:x1][solid] = k + 1
@@ -483,14 +480,10 @@ def synthetic_sample(seed: int, index: int, size: tuple[int, int] = (320, 240)) 
     canvas, labels, instances, whole = _compose(background, items, look, mpp)
     _settle_labels(labels, instances, whole, least=24)
     image = _expose(canvas, look, rng)
+    picture: list[Array] = [image, labels, instances]
     if turned:
-        image, labels, instances = (np.rot90(a) for a in (image, labels, instances))
-    return Sample(
-        np.ascontiguousarray(image),
-        np.ascontiguousarray(labels),
-        np.ascontiguousarray(instances),
-        f"synthetic:{seed}:{index}",
-    )
+        picture = [np.ascontiguousarray(np.rot90(a)) for a in picture]
+    return Sample(picture[0], picture[1], picture[2], f"synthetic:{seed}:{index}")
 
 
 class SyntheticLine:
@@ -568,7 +561,7 @@ class SyntheticLine:
 
     def frame(self, t: float) -> Frame:
         """The picture at time `t` [s] and the truth about it; equal `t` gives an equal frame."""
-        w, h = self.size
+        w = self.size[0]
         mpp = self.meters_per_pixel
         moved = self.speed * t / mpp  # px that belt points have travelled along +x
         w_cell = self._cell / mpp
@@ -591,7 +584,7 @@ class SyntheticLine:
                 for i in self._items_of_cell(cell)
             ]
         length = self._belt.shape[1]
-        offset = int(round(-moved)) % length
+        offset = round(-moved) % length
         cut = self._belt[:, offset : offset + w]
         if cut.shape[1] < w:
             cut = np.concatenate([cut, self._belt[:, : w - cut.shape[1]]], 1)
@@ -611,7 +604,6 @@ class SyntheticLine:
         seen: NDArray[np.int64],
         whole: list[int],
     ) -> tuple[TruthItem, ...]:
-        h, w = instances.shape
         ys, xs = np.nonzero(instances)
         ids = instances[ys, xs]
         sum_x = np.bincount(ids, xs, minlength=len(items) + 1)
