@@ -503,8 +503,8 @@ def _one_item(
     # An item's own pixels have their centroid where they vote to. Scattered pixels, or an end of
     # an item that votes for less than the way to its middle, do not, and need a wider valley.
     place = np.stack([cells.column[of_component], cells.row[of_component]], axis=1) * cells.step
-    middle = np.stack([np.bincount(part, weights=place[:, axis]) for axis in (0, 1)], axis=1)
-    middle = middle / size[:, None] + (cells.step - 1) / 2
+    total = np.stack([np.bincount(part, weights=place[:, axis]) for axis in (0, 1)], axis=1)
+    middle = total / size[:, None] + (cells.step - 1) / 2
     astray = np.hypot(*(middle - mean).T) > 0.6 * np.sqrt(size * cells.step**2 / np.pi)
     doubtful = astray[:, None] | astray[None]
     doubtful |= np.sqrt(((middle[:, None] - middle[None]) ** 2).sum(axis=2)) < 0.5 * apart

@@ -1,0 +1,117 @@
+"""The overlay against the image it is drawn over."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from waste_seg_ros.perception.draw import class_color, contact_sheet, draw_overlay
+from waste_seg_ros.perception.items import describe_items
+
+NAMES = ("paper", "bottle", "aluminum", "nylon")
+
+
+def scene(image_size=(640, 480), classes=(1, 2)):
+    labels = np.zeros((240, 320), np.uint8)
+    instances = np.zeros((240, 320), np.uint16)
+    for index, kind in enumerate(classes):
+        box = (slice(100, 140), slice(40 + 80 * index, 90 + 80 * index))
+        labels[box], instances[box] = kind, index + 1
+    items = describe_items(instances, labels, None, image_size)
+    image = np.random.default_rng(0).integers(60, 90, (image_size[1], image_size[0], 3))
+    return image.astype(np.uint8), instances, items
+
+
+def test_overlay_has_the_size_of_the_image_and_leaves_it_alone():
+    image, instances, items = scene()
+    before = image.copy()
+    overlay = draw_overlay(image, instances, items, NAMES)
+    assert overlay.shape == image.shape and overlay.dtype == np.uint8
+    np.testing.assert_array_equal(image, before)
+    assert not np.shares_memory(overlay, image)
+
+
+def test_overlay_in_place():
+    image, instances, items = scene()
+    expected = draw_overlay(image, instances, items, NAMES)
+    assert draw_overlay(image, instances, items, NAMES, copy=False) is image
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_fill_lies_on_the_item_and_nowhere_else():
+    image, instances, items = scene()
+    overlay = draw_overlay(image, instances, items, NAMES)
+    # Off the grasp line, outline and name of the first item, which covers 80..179 by 200..279.
+    inside = (slice(230, 276), slice(84, 110))
+    for channel, color in enumerate(class_color(1)):
+        blend = 0.6 * image[inside][..., channel] + 0.4 * color
+        np.testing.assert_allclose(overlay[inside][..., channel], blend, atol=1.5)
+    np.testing.assert_array_equal(overlay[300:], image[300:])
+    np.testing.assert_array_equal(overlay[:, :70], image[:, :70])
+    np.testing.assert_array_equal(overlay[:150], image[:150])
+
+
+def test_fill_without_an_instance_image_follows_the_outline():
+    image, instances, items = scene()
+    np.testing.assert_allclose(
+        draw_overlay(image, None, items, NAMES)[230:276, 84:110],
+        draw_overlay(image, instances, items, NAMES)[230:276, 84:110],
+    )
+
+
+def test_no_items_draw_nothing():
+    image, instances, _ = scene()
+    np.testing.assert_array_equal(draw_overlay(image, instances * 0, (), NAMES), image)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (333, 251), (1920, 1080)])
+def test_other_image_sizes(size):
+    image, instances, items = scene(size)
+    overlay = draw_overlay(image, instances, items, NAMES)
+    assert overlay.shape == (size[1], size[0], 3)
+    assert (overlay != image).any()
+
+
+def test_a_read_only_image_can_be_drawn_over():
+    image, instances, items = scene()
+    image.setflags(write=False)
+    assert (draw_overlay(image, instances, items, NAMES) != image).any()
+
+
+def test_items_at_the_corners_are_named_inside_the_image():
+    labels = np.zeros((240, 320), np.uint8)
+    for box in ((slice(0, 30), slice(0, 30)), (slice(210, 240), slice(290, 320))):
+        labels[box] = 1
+    instances = (labels > 0).astype(np.uint16)
+    instances[:, 200:] *= 2
+    items = describe_items(instances, labels, None, (320, 240))
+    image = np.zeros((240, 320, 3), np.uint8)
+    overlay = draw_overlay(image, instances, items, NAMES)
+    # The name's box is of the pure colour; the fill is a blend.
+    pure = (overlay == class_color(1)).all(axis=2)
+    assert pure[:60, :110].sum() > 100 and pure[190:, 200:].sum() > 100
+
+
+def test_images_of_another_kind_are_refused():
+    _, instances, items = scene()
+    with pytest.raises(ValueError, match="must be"):
+        draw_overlay(np.zeros((480, 640), np.uint8), instances, items)
+    with pytest.raises(ValueError, match="must be"):
+        draw_overlay(np.zeros((480, 640, 3), np.float32), instances, items)
+
+
+def test_every_class_has_its_own_colour():
+    colors = [class_color(index) for index in range(40)]
+    assert len(set(colors)) == 40
+    assert all(0 <= value <= 255 for color in colors for value in color)
+
+
+def test_contact_sheet_keeps_every_image():
+    images = [np.full((20 + index, 30, 3), 50 + index, np.uint8) for index in range(5)]
+    sheet = contact_sheet(images, columns=3)
+    assert sheet.dtype == np.uint8
+    assert sheet.shape == (2 * 24 + 3 * 4, 3 * 30 + 4 * 4, 3)
+    for index, image in enumerate(images):
+        assert (sheet == 50 + index).all(axis=2).sum() == image.shape[0] * image.shape[1]
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([])
