@@ -1,0 +1,148 @@
+"""Annotated photographs as pairs of an image and a mask of label ids."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_log = logging.getLogger(__name__)
+
+
+class FolderDataset:
+    """A folder with ``images/NAME.jpg`` (or another format) and ``masks/NAME.png``.
+
+    A mask is a single-channel image of label ids: 0 background, 1..C class, 254 item of unknown
+    kind, 255 no truth. If there is ``instances/NAME.png`` (8 or 16 bits) it tells the items
+    apart; otherwise each connected region of one class is an item. Images without a mask are
+    not taken. Images are read as they are stored, without their EXIF orientation.
+
+    Attributes:
+        classes: names of the classes; label id is index + 1.
+        problems: one line for each thing that had to be passed over.
+    """
+
+    def __init__(
+        self, root: Path | str, classes: Sequence[str] = CLASSES, *, strict: bool = False
+    ) -> None:
+        """List the folder.
+
+        Args:
+            root: the folder.
+            classes: names of the classes.
+            strict: raise at the first thing that is broken.
+
+        Raises:
+            ValueError: if there are no pairs.
+        """
+        self.classes = tuple(classes)
+        self.problems: list[str] = []
+        self._strict = strict
+        self._root = Path(root)
+        for name in ("images", "masks"):
+            if not (self._root / name).is_dir():
+                raise ValueError(
+                    f"{self._root}: has no folder {name}; images/NAME.jpg and masks/NAME.png "
+                    "are expected"
+                )
+        self._pairs: list[tuple[Path, Path]] = []
+        for path in sorted((self._root / "images").rglob("*")):
+            if path.suffix.lower() not in SUFFIXES or not path.is_file():
+                continue
+            mask = self._beside("masks", path)
+            if mask.is_file():
+                self._pairs.append((path, mask))
+            else:
+                self._broken(f"{path}: has no mask {mask}")
+        if not self._pairs:
+            raise ValueError(f"{self._root}: no image in images has its mask in masks")
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a pair.
+
+        Raises:
+            ValueError: if a file cannot be read, sizes differ, or a label is not of the classes.
+        """
+        path, mask_path = self._pairs[index]
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if image is None:
+            raise ValueError(f"{path}: is not an image that can be read")
+        ids = _read_ids(mask_path, image.shape[:2])
+        wrong = ids[(ids > len(self.classes)) & (ids != OTHER) & (ids != IGNORE)]
+        if len(wrong):
+            raise ValueError(
+                f"{mask_path}: holds the label {wrong[0]}; labels are 0..{len(self.classes)}, "
+                f"{OTHER} and {IGNORE}"
+            )
+        labels = ids.astype(np.uint8)
+        instances_path = self._beside("instances", path)
+        if instances_path.is_file():
+            instances = _read_ids(instances_path, image.shape[:2]).astype(np.uint16)
+            instances[(labels == 0) | (labels == IGNORE)] = 0
+        else:
+            instances = regions(labels)
+        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+        name = path.relative_to(self._root / "images").as_posix()
+        return Sample(rgb, labels, instances, name)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples; pairs that cannot be read are named in ``problems`` and passed over."""
+        for index in range(len(self)):
+            try:
+                sample = self[index]
+            except (ValueError, OSError) as error:
+                self._broken(str(error))
+                continue
+            yield sample
+
+    def _beside(self, folder: str, path: Path) -> Path:
+        relative = path.relative_to(self._root / "images")
+        return (self._root / folder / relative).with_suffix(".png")
+
+    def _broken(self, problem: str) -> None:
+        if self._strict:
+            raise ValueError(problem)
+        if problem not in self.problems:
+            self.problems.append(problem)
+            _log.warning("%s (passed over)", problem)
+
+
+def regions(labels: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """(H, W) ids of the connected regions of one label each; 0 and 255 are no items."""
+    result = np.zeros(labels.shape, np.uint16)
+    total = 0
+    for label in np.unique(labels):
+        if label in (0, IGNORE):
+            continue
+        count, parts = cv2.connectedComponents((labels == label).view(np.uint8), connectivity=8)
+        result[parts > 0] = parts[parts > 0] + total
+        total += count - 1
+    return result
+
+
+def _read_ids(path: Path, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ValueError(f"{path}: is not an image that can be read")
+    if image.ndim == 3:
+        if (image[..., :3] != image[..., :1]).any():
+            raise ValueError(
+                f"{path}: holds colours or a palette; save it as a single-channel image of ids"
+            )
+        image = image[..., 0]
+    if image.shape != tuple(shape):
+        raise ValueError(
+            f"{path}: is {image.shape[1]}x{image.shape[0]}, its image {shape[1]}x{shape[0]}"
+        )
+    return image.astype(np.int32)
