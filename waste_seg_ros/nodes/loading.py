@@ -1,0 +1,156 @@
+"""What the segmenter works with: networks to load and parameters, without ROS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from waste_seg_ros.perception.items import ItemParams
+from waste_seg_ros.runtime.backends import Backend, Prediction, input_size_for, load_backend
+from waste_seg_ros.runtime.bundle import HEADS, Bundle, open_bundle
+
+BACKENDS = ("auto", "openvino", "onnxruntime", "torch")
+# In this order each head tells all that those before it tell.
+assert HEADS == ("binary", "semantic", "instance")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which network to load, and how: the parameters that need a load when they change."""
+
+    model: str
+    head: str
+    backend: str
+    threads: int
+    input_width: int
+    input_height: int
+    bundles_dir: str
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network ready to work."""
+
+    request: Request
+    bundle: Bundle
+    backend: Backend
+    head: str
+
+    @property
+    def name(self) -> str:
+        """Name of the bundle."""
+        return str(self.bundle.manifest.name)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels 1..C; none where only waste is told from belt."""
+        return () if self.head == "binary" else tuple(self.bundle.manifest.classes)
+
+
+class ModelError(ValueError):
+    """A model cannot be used; the text names the parameter and the mend."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Parameters that take effect with the next image."""
+
+    pixel_threshold: float
+    center_threshold: float
+    score_threshold: float
+    min_area: int
+    max_items: int
+    classes: tuple[str, ...]
+    belt_distance: float
+
+    def item_params(self, model: Model) -> ItemParams:
+        """As the perception wants them.
+
+        Raises:
+            ValueError: a class that the model does not know.
+        """
+        wanted = [name for name in self.classes if name]
+        unknown = [name for name in wanted if name not in model.classes]
+        if unknown and model.head != "binary":
+            raise ValueError(
+                f"classes: model '{model.name}' has no class {', '.join(unknown)}; "
+                f"it has {', '.join(model.classes)}"
+            )
+        kept = frozenset(model.classes.index(name) + 1 for name in wanted if name in model.classes)
+        return ItemParams(
+            pixel_threshold=self.pixel_threshold,
+            center_threshold=self.center_threshold,
+            score_threshold=self.score_threshold,
+            min_area_px=self.min_area,
+            max_items=self.max_items,
+            class_agnostic=model.head == "binary",
+            classes=kept or None,
+        )
+
+
+def load(request: Request, image_size: tuple[int, int] | None) -> Model:
+    """Load a network and run it once, as the first run of a network is slow.
+
+    Args:
+        request: what to load.
+        image_size: (width, height) of the camera's images if known.
+
+    Raises:
+        ModelError: naming the parameter, the cause and the mend.
+    """
+    search = [Path(request.bundles_dir).expanduser()] if request.bundles_dir else []
+    try:
+        bundle = open_bundle(request.model, search)
+    except (ValueError, OSError) as error:  # BundleError is a ValueError
+        raise ModelError(f"model: {error}") from error
+    manifest = bundle.manifest
+    head = request.head or manifest.head
+    if HEADS.index(head) > HEADS.index(manifest.head):
+        raise ModelError(
+            f"head: model '{manifest.name}' has the head {manifest.head}, which cannot serve as "
+            f"{head}; set head to '' or choose a model with the head {head}"
+        )
+    if (request.input_width > 0) != (request.input_height > 0):
+        raise ModelError("input_width: set it and input_height both, or both to 0")
+    size: tuple[int, int] | None = None
+    if request.input_width:
+        size = (request.input_width, request.input_height)
+    elif image_size is not None:
+        size = input_size_for(image_size, manifest)
+    try:
+        backend = load_backend(bundle, request.backend, input_size=size, threads=request.threads)
+        width, height = backend.input_size
+        backend.predict(np.zeros((height, width, 3), np.uint8))
+    except ImportError as error:
+        raise ModelError(
+            f"backend: '{request.backend}' is not installed ({error}); "
+            "install it, or set backend to auto"
+        ) from error
+    except Exception as error:  # runtimes raise errors of their own
+        raise ModelError(
+            f"backend: '{request.backend}' cannot run model '{manifest.name}': {error}"
+        ) from error
+    return Model(request, bundle, backend, head)
+
+
+def reduce_to_head(prediction: Prediction, head: str) -> Prediction:
+    """Leave of a prediction what a head tells, whichever head the network has."""
+    if head == "instance":
+        return prediction
+    labels = prediction.labels
+    if head == "binary":
+        labels = (labels > 0).astype(np.uint8)
+    return Prediction(labels=labels, scores=prediction.scores, centers=None, offsets=None)
+
+
+def kept_labels(prediction: Prediction, params: ItemParams) -> np.ndarray:
+    """(H, W) uint8 label ids of the pixels that are sure enough and of a class that is wanted."""
+    labels = np.where(prediction.scores >= params.pixel_threshold, prediction.labels, np.uint8(0))
+    if params.classes is not None and not params.class_agnostic:
+        table = np.zeros(256, np.uint8)
+        for label in params.classes:
+            table[label] = label
+        labels = table[labels]
+    return labels
