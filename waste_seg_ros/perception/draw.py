@@ -75,7 +75,7 @@ def draw_overlay(
         return canvas
     height, width = image.shape[:2]
     if instances is not None and instances.shape != (height, width):
-        scaled = cv2.resize(instances, (width, height), interpolation=cv2.INTER_NEAREST)
+        scaled = cv2.resize(instances, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         instances = scaled.astype(np.uint16, copy=False)
     bold = max(1, round(min(height, width) / 400))
     for item in items:

@@ -1,0 +1,262 @@
+"""Evaluation with predictors whose figures are known."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("tqdm", reason="evaluation needs tqdm (requirements-dev.txt)")
+
+from waste_seg_ros.data.sample import CLASSES, Sample
+from waste_seg_ros.train import evaluate as module
+from waste_seg_ros.train.evaluate import (
+    add_arguments,
+    as_head,
+    evaluate,
+    format_report,
+    headline,
+    instance_classes,
+    open_dataset,
+    read_names,
+    rename_labels,
+    resize_image,
+    run,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class FakePrediction:
+    labels: np.ndarray
+    scores: np.ndarray
+    centers: np.ndarray | None = None
+    offsets: np.ndarray | None = None
+
+
+def sample(name, *items, size=(320, 240)):
+    """(label, x0, x1, y0, y1) items on a grey belt; the image's red channel holds the labels."""
+    labels = np.zeros((size[1], size[0]), np.uint8)
+    instances = np.zeros(labels.shape, np.uint16)
+    for index, (label, x0, x1, y0, y1) in enumerate(items, 1):
+        labels[y0:y1, x0:x1] = label
+        instances[y0:y1, x0:x1] = 0 if label == 255 else index
+    image = np.full((*labels.shape, 3), 90, np.uint8)
+    image[..., 0] = labels
+    return Sample(image, labels, instances, name)
+
+
+def oracle(image):
+    """Reads the labels off the image; what it does not know it takes for paper."""
+    labels = image[..., 0].copy()
+    labels[labels > 4] = 1
+    return FakePrediction(labels, np.full(labels.shape, 0.9, np.float32))
+
+
+def halving_oracle(image):
+    height, width = image.shape[:2]
+    return oracle(cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_NEAREST))
+
+
+SCENES = [
+    sample("one", (1, 10, 60, 10, 60), (2, 100, 160, 100, 140)),
+    sample("two", (4, 200, 240, 20, 60), (3, 50, 90, 150, 200)),
+]
+
+
+@pytest.mark.parametrize("predict", [oracle, halving_oracle])
+def test_a_perfect_network_has_perfect_figures(predict):
+    result = evaluate(predict, SCENES, head="semantic")
+    assert result["frames"] == 2
+    for name in ("miou", "miou_foreground", "binary_iou", "pq", "sq", "rq", "item_recall"):
+        assert result[name] == 1.0
+    assert result["item_precision"] == result["item_naming"] == 1.0
+    assert result["agnostic"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0}
+    assert result["items"] == {"found": 4, "missed": 0, "false": 0}
+
+
+def test_a_blind_network_misses_everything():
+    def blind(image):
+        return FakePrediction(
+            np.zeros(image.shape[:2], np.uint8), np.ones(image.shape[:2], np.float32)
+        )
+
+    result = evaluate(blind, SCENES, head="semantic")
+    assert result["binary_iou"] == result["pq"] == result["item_recall"] == 0.0
+    assert math.isnan(result["item_precision"])
+    assert result["items"]["missed"] == 4
+    assert "item_naming" not in headline(result)
+    assert json.dumps(headline(result), allow_nan=False)
+
+
+def test_wrong_class_costs_class_figures_only():
+    def colour_blind(image):
+        prediction = oracle(image)
+        return FakePrediction(np.minimum(prediction.labels, 1), prediction.scores)
+
+    result = evaluate(colour_blind, SCENES, head="semantic")
+    assert result["binary_iou"] == result["item_recall"] == 1.0
+    assert result["item_naming"] == 0.25
+    # Paper: one right and three false, 1 / (1 + 3 / 2); the others nothing.
+    assert result["pq"] == pytest.approx(0.4 / 4)
+    assert result["per_class"]["bottle"]["missed"] == 1
+    assert result["per_class"]["paper"]["false"] == 3
+
+
+def test_binary_head_has_class_agnostic_figures_only():
+    result = evaluate(oracle, SCENES, head="binary")
+    assert result["binary_iou"] == result["item_recall"] == 1.0
+    assert "miou" not in result and "pq" not in result
+    assert "mIoU" not in format_report(result)
+
+
+def test_unknown_kinds_and_ignored_pixels():
+    scene = sample("x", (1, 10, 60, 10, 60), (254, 100, 160, 100, 140), (255, 200, 260, 20, 60))
+    result = evaluate(oracle, [scene], head="semantic")
+    # What lies on ignored pixels is not false, and the unknown item is found but not named.
+    assert result["items"] == {"found": 2, "missed": 0, "false": 0}
+    assert result["binary_iou"] == result["miou"] == result["pq"] == 1.0
+    assert result["item_naming"] == 1.0
+
+
+def test_no_frames_are_refused():
+    with pytest.raises(ValueError, match="no frames"):
+        evaluate(oracle, [])
+    with pytest.raises(ValueError, match="head"):
+        evaluate(oracle, SCENES, head="depth")
+
+
+def test_report_names_every_class_and_figure():
+    text = format_report(evaluate(oracle, SCENES, head="semantic"))
+    for word in (*CLASSES, "background", "mIoU with", "mIoU without", "foreground", "PQ", "recall"):
+        assert word in text
+
+
+def test_the_worst_frames_are_drawn_worst_first(tmp_path):
+    scenes = [
+        sample("good", (1, 10, 60, 10, 60)),
+        sample("sub/bad", (5, 10, 60, 10, 60)),  # blind to it, see below
+        sample("fair", (1, 10, 60, 10, 60), (5, 100, 140, 100, 140)),
+    ]
+
+    def blind_to_five(image):
+        prediction = oracle(image)
+        prediction.labels[image[..., 0] == 5] = 0
+        return prediction
+
+    @dataclass
+    class Data:
+        classes = (*CLASSES, "glass")
+
+        def __iter__(self):
+            return iter(scenes)
+
+    evaluate(blind_to_five, Data(), head="semantic", worst=2, gallery=tmp_path / "g")
+    names = sorted(path.name for path in (tmp_path / "g").iterdir())
+    assert names == ["01_sub_bad.png", "02_fair.png"]
+    sheet = cv2.imread(str(tmp_path / "g" / names[0]))
+    assert sheet.shape[1] >= 640 and sheet.shape[0] >= 240
+
+
+def test_labels_are_renamed_by_class_name():
+    labels = np.array([[0, 1, 2, 3, 254, 255]], np.uint8)
+    renamed = rename_labels(labels, ("paper", "bottle", "glass"), ("bottle", "paper"))
+    assert renamed.tolist() == [[0, 2, 1, 254, 254, 255]]
+    assert rename_labels(labels, CLASSES, CLASSES) is labels
+
+
+def test_class_of_an_item_is_that_of_most_of_its_pixels():
+    scene = sample("x", (1, 10, 60, 10, 60), (254, 100, 160, 100, 140))
+    scene.labels[10:20, 10:60] = 255
+    assert instance_classes(scene) == {1: 1, 2: 254}
+
+
+def test_lesser_heads():
+    full = FakePrediction(
+        np.array([[0, 3]], np.uint8), np.ones((1, 2), np.float32), np.zeros((1, 1)), np.zeros(1)
+    )
+    assert as_head(full, "instance") is full
+    semantic, binary = as_head(full, "semantic"), as_head(full, "binary")
+    assert semantic.centers is None and semantic.labels.tolist() == [[0, 3]]
+    assert binary.offsets is None and binary.labels.tolist() == [[0, 1]]
+
+
+def test_images_are_scaled_by_their_means_when_they_shrink():
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:, ::2] = 200
+    assert (resize_image(image, (2, 2)) == 100).all()
+    assert resize_image(image, (4, 4)) is image
+    assert resize_image(image, (8, 6)).shape == (6, 8, 3)
+
+
+def test_data_specifications(tmp_path):
+    data = open_dataset("synthetic:7:3:160x120")
+    samples = list(data)
+    assert len(data) == len(samples) == 3
+    assert samples[0].image.shape == (120, 160, 3)
+    assert samples[0].name == "synthetic-7-0"
+    for spec in ("synthetic", "synthetic:1", "synthetic:a:3", "synthetic:1:2:3", "coco:x", "x:y"):
+        with pytest.raises(ValueError, match="must be"):
+            open_dataset(spec)
+    with pytest.raises(ValueError, match="images"):
+        open_dataset(f"folder:{tmp_path}")
+
+
+def test_lists_of_names(tmp_path):
+    path = tmp_path / "folds.json"
+    path.write_text('{"a": ["x.jpg"], "b": ["y.jpg", "z.jpg"]}')
+    assert read_names(f"{path}:b") == {"y.jpg", "z.jpg"}
+    with pytest.raises(ValueError, match="'c'; it has a, b"):
+        read_names(f"{path}:c")
+    lines = tmp_path / "names.txt"
+    lines.write_text("x.jpg\n\ny.jpg\n")
+    assert read_names(str(lines)) == {"x.jpg", "y.jpg"}
+
+
+def command(*words):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args(words))
+
+
+def test_command_names_what_is_wrong(capsys, tmp_path):
+    assert command("--model", str(tmp_path / "none"), "--data", "synthetic:1:1") == 1
+    assert "none" in capsys.readouterr().err
+    assert command("--model", "x", "--data", "synthetic:1:1", "--worst", "3") == 1
+    assert "--gallery" in capsys.readouterr().err
+
+
+def test_command_reports_and_writes_json(capsys, tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class FakeManifest:
+        name: str = "fake"
+        head: str = "semantic"
+        classes: tuple = CLASSES
+
+    @dataclass(frozen=True)
+    class FakeBundle:
+        manifest: FakeManifest
+
+    def blind(image):
+        return FakePrediction(
+            np.zeros(image.shape[:2], np.uint8), np.ones(image.shape[:2], np.float32)
+        )
+
+    import waste_seg_ros.runtime.bundle as bundle_module
+
+    monkeypatch.setattr(bundle_module, "open_bundle", lambda name: FakeBundle(FakeManifest()))
+    monkeypatch.setattr(module, "bundle_predictor", lambda *_: blind)
+    path = tmp_path / "out" / "figures.json"
+    words = ("--model", "fake", "--data", "synthetic:7:2", "--json", str(path))
+    assert command(*words) == 0
+    assert "foreground IoU" in capsys.readouterr().out
+    figures = json.loads(path.read_text())
+    assert figures["frames"] == 2 and figures["binary_iou"] == 0.0
+    assert figures["item_precision"] is None  # nothing was predicted
+    assert [p.name for p in path.parent.iterdir()] == ["figures.json"]
+    assert command(*words, "--head", "instance") == 1
+    assert "semantic" in capsys.readouterr().err
