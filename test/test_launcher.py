@@ -223,7 +223,7 @@ def test_names_must_differ(toy) -> None:
 def test_parameters_and_names_reach_a_real_node(toy, tmp_path: Path) -> None:
     program = toy("node", "").parent / "lib" / "toys" / "node"
     program.write_text(
-        f"#!{sys.executable}\n"
+        "#!/usr/bin/env python3\n"
         "import json, rclpy\n"
         "rclpy.init()\n"
         "node = rclpy.create_node('x', automatically_declare_parameters_from_overrides=True)\n"
