@@ -36,7 +36,7 @@ CLASS_SPLIT_SHARE = 0.2
 #: Mean probability at which two regions of different classes are two items whatever they vote.
 CLASS_SPLIT_SCORE = 0.8
 #: Share of a component's cells that must agree on a place for it to count as a missed centre.
-MISSED_CENTER_SHARE = 0.15
+MISSED_CENTER_SHARE = 0.05
 #: A splinter larger than this share of its item's main piece stays with its item.
 SPLINTER_SHARE = 0.15
 
@@ -448,7 +448,7 @@ def _missed_center(
         loose = vote[gap > max(0.5 * radius, 2 * cells.step)]
     else:
         loose = vote
-    need = max(MISSED_CENTER_SHARE * len(vote), least)
+    need = max(MISSED_CENTER_SHARE * len(vote), 2 * least)
     if len(loose) < need:
         return None
     # Densest place of a coarse histogram, then the mean around it: one step of mean shift.
@@ -463,8 +463,11 @@ def _missed_center(
     row, column = np.unravel_index(int(smooth.argmax()), smooth.shape)
     place = corner + (np.array([column, row], np.float32) + 0.5) * bin_size
     own = np.sqrt(len(loose) * cells.step**2 / np.pi)
-    near = _distances(loose, place[None].astype(np.float32))[:, 0] <= max(0.5 * own, bin_size) ** 2
-    if near.sum() < max(need, 0.5 * len(loose)):
+    away = np.sqrt(_distances(loose, place[None].astype(np.float32))[:, 0])
+    reach = max(0.5 * own, bin_size)
+    near = away <= reach
+    # Votes of an item are dense about its middle; those of a false peak's surroundings are not.
+    if near.sum() < max(need, 0.6 * np.count_nonzero(away <= 2 * reach)):
         return None
     return loose[near].mean(axis=0)
 
