@@ -262,3 +262,24 @@ def test_shapes_that_do_not_fit_are_refused():
             np.zeros((50, 80), np.float32),
             np.zeros((2, 50, 80), np.float32),
         )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_a_network_says_the_result_is_well_formed(seed):
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 5, (15, 20)).astype(np.uint8)
+    labels = cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_NEAREST)
+    noisy = random.random(labels.shape) < (0.0, 0.1, 0.5)[seed % 3]
+    labels[noisy] = random.integers(0, 5, int(noisy.sum()))
+    scores = random.random(labels.shape).astype(np.float32)
+    centers = random.random((60, 80)).astype(np.float32)
+    centers[random.random(centers.shape) < 0.9] = 0.0
+    offsets = random.normal(0, 20, (2, 60, 80)).astype(np.float32)
+    for head in ((), (centers, offsets)):
+        found = group_items(labels, scores, *head, pixel_threshold=0.2, min_area=40)
+        areas = np.bincount(found.ravel())[1:]
+        assert len(areas) > 0 and (areas > 0).all()
+        # Holes of an item may be filled, but nothing large is made of background.
+        made = (found > 0) & ((labels == 0) | (scores < 0.2))
+        stats = cv2.connectedComponentsWithStats(made.astype(np.uint8), connectivity=4)[2]
+        assert stats[1:, cv2.CC_STAT_AREA].max(initial=0) <= 20

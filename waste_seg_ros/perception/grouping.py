@@ -416,21 +416,20 @@ def _split_by_votes(
     part = _distances(vote, places).argmin(axis=1)
     while len(places) > 1:
         size = np.bincount(part, minlength=len(places))
-        if size.min() < least:  # a peak that hardly any pixel votes for is none
-            gone = int(size.argmin())
-            kept = gone
+        few = np.flatnonzero(size < least)  # a peak that hardly any cell votes for is none
+        if len(few):
+            # Not all at once: the votes of the first to go may save the others.
+            gone = few[np.argsort(size[few], kind="stable")[: (len(few) + 1) // 2]].tolist()
         else:
-            pair = _one_item(cells, of_component, vote, part, size, height, least)
-            if pair is None:
-                break
-            kept, gone = pair
-            if height[gone] > height[kept]:
-                kept, gone = gone, kept
-        if kept != gone:
-            both = (part == kept) | (part == gone)
-            places[kept] = vote[both].mean(axis=0)
+            gone = []
+            for kept, other in _same_items(cells, of_component, vote, part, size, height, least):
+                places[kept] = vote[(part == kept) | (part == other)].mean(axis=0)
+                gone.append(other)
+        if not gone:
+            break
         places = np.delete(places, gone, axis=0)
-        del origin[gone], height[gone]
+        for index in sorted(gone, reverse=True):
+            del origin[index], height[index]
         part = _distances(vote, places).argmin(axis=1)
     return part, origin
 
@@ -472,7 +471,7 @@ def _missed_center(
     return loose[near].mean(axis=0)
 
 
-def _one_item(
+def _same_items(
     cells: _Cells,
     of_component: NDArray[np.intp],
     vote: NDArray[np.float32],
@@ -480,8 +479,8 @@ def _one_item(
     size: NDArray[np.intp],
     height: list[float],
     least: int,
-) -> tuple[int, int] | None:
-    """The pair of parts most surely one item, or None.
+) -> list[tuple[int, int]]:
+    """Pairs of parts that are one item, no part in two of them; of each the higher peak first.
 
     The votes of one item are one cloud. Cut in two by two centres, the halves' means lie 1.3
     (normal) to 1.7 (uniform) times the sum of their deviations apart; for two clouds it is more.
@@ -525,11 +524,15 @@ def _one_item(
     different = (main[:, None] != main[None]) & pure[:, None] & pure[None]
     same &= ~different
     same[np.tril_indices(number)] = False
-    if not same.any():
-        return None
-    best = np.where(same, ratio, np.inf).argmin()
-    first, second = divmod(int(best), number)
-    return first, second
+    first, second = np.nonzero(same)
+    pairs: list[tuple[int, int]] = []
+    taken: set[int] = set()
+    for index in np.argsort(ratio[first, second], kind="stable"):
+        one, other = int(first[index]), int(second[index])
+        if one not in taken and other not in taken:
+            taken |= {one, other}
+            pairs.append((one, other) if height[one] >= height[other] else (other, one))
+    return pairs
 
 
 def _to_pixels(
