@@ -1,4 +1,4 @@
-"""The overlay against the image it is drawn over."""
+"""The overlay against the image it is drawn over, and scaling between the two resolutions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 
 from waste_seg_ros.perception.draw import class_color, contact_sheet, draw_overlay
 from waste_seg_ros.perception.items import describe_items
+from waste_seg_ros.perception.scaling import scale_ids, scale_image
 
 NAMES = ("paper", "bottle", "aluminum", "nylon")
 
@@ -115,3 +116,22 @@ def test_contact_sheet_keeps_every_image():
         assert (sheet == 50 + index).all(axis=2).sum() == image.shape[0] * image.shape[1]
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])
+
+
+def test_images_are_scaled_by_their_means_when_they_shrink():
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:, ::2] = 200
+    assert (scale_image(image, (2, 2)) == 100).all()
+    assert scale_image(image, (4, 4)) is image
+    assert scale_image(image, (8, 6)).shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1024, 576), (333, 251), (160, 120)])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_ids_are_those_at_the_middle_of_the_pixels(size, kind):
+    ids = np.random.default_rng(0).integers(0, 200, (240, 320)).astype(kind)
+    columns = np.floor((np.arange(size[0]) + 0.5) * 320 / size[0]).astype(int)
+    rows = np.floor((np.arange(size[1]) + 0.5) * 240 / size[1]).astype(int)
+    scaled = scale_ids(ids, size)
+    assert scaled.dtype == kind
+    np.testing.assert_array_equal(scaled, ids[np.ix_(rows, columns)])

@@ -25,7 +25,6 @@ from waste_seg_ros.train.evaluate import (
     open_dataset,
     read_names,
     rename_labels,
-    resize_image,
     run,
 )
 
@@ -183,14 +182,6 @@ def test_lesser_heads():
     semantic, binary = as_head(full, "semantic"), as_head(full, "binary")
     assert semantic.centers is None and semantic.labels.tolist() == [[0, 3]]
     assert binary.offsets is None and binary.labels.tolist() == [[0, 1]]
-
-
-def test_images_are_scaled_by_their_means_when_they_shrink():
-    image = np.zeros((4, 4, 3), np.uint8)
-    image[:, ::2] = 200
-    assert (resize_image(image, (2, 2)) == 100).all()
-    assert resize_image(image, (4, 4)) is image
-    assert resize_image(image, (8, 6)).shape == (6, 8, 3)
 
 
 def test_data_specifications(tmp_path):

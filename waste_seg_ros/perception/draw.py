@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waste_seg_ros.perception.items import Item
+from waste_seg_ros.perception.scaling import scale_ids
 
 #: RGB of an item of unknown kind and of the first classes. The hues are those of Okabe and Ito
 #: (2008), which people with the common colour vision deficiencies tell apart.
@@ -74,9 +75,8 @@ def draw_overlay(
     if not items:
         return canvas
     height, width = image.shape[:2]
-    if instances is not None and instances.shape != (height, width):
-        scaled = cv2.resize(instances, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        instances = scaled.astype(np.uint16, copy=False)
+    if instances is not None:
+        instances = scale_ids(instances, (width, height))
     bold = max(1, round(min(height, width) / 400))
     for item in items:
         _fill(canvas, instances, item)

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
 from waste_seg_ros.perception.draw import contact_sheet, draw_overlay
 from waste_seg_ros.perception.items import Item, ItemParams, describe_items, extract_items
+from waste_seg_ros.perception.scaling import scale_ids, scale_image
 from waste_seg_ros.train.metrics import BinaryIoU, ConfusionMatrix, ItemCounts, PanopticQuality
 
 if TYPE_CHECKING:
@@ -151,16 +152,6 @@ def rename_labels(
 # --- predictors -----------------------------------------------------------------------------------
 
 
-def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Scale to (width, height): by area means when it shrinks, else linearly."""
-    height, width = image.shape[:2]
-    if (width, height) == tuple(size):
-        return image
-    shrinks = size[0] < width or size[1] < height
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, size, interpolation=how).astype(np.uint8, copy=False)
-
-
 def as_head(prediction: Prediction, head: str) -> Prediction:
     """What a lesser head would tell: without centres (semantic), and without classes (binary)."""
     if head == "instance":
@@ -184,7 +175,7 @@ def bundle_predictor(bundle: Bundle, backend: str = "auto", threads: int = 0) ->
                 loaded.popitem(last=False)
             loaded[size] = load_backend(bundle, backend, input_size=size, threads=threads)
         loaded.move_to_end(size)
-        return loaded[size].predict(resize_image(image, size))
+        return loaded[size].predict(scale_image(image, size))
 
     return predict
 
@@ -220,7 +211,7 @@ def model_predictor(
             max(1, round(image.shape[1] / stride)) * stride,
             max(1, round(image.shape[0] / stride)) * stride,
         )
-        scaled = np.ascontiguousarray(resize_image(image, size))
+        scaled = np.ascontiguousarray(scale_image(image, size))
         device = next(model.parameters()).device
         with torch.inference_mode():
             outputs = module.to(device)(torch.from_numpy(scaled[None]).to(device))
@@ -288,8 +279,8 @@ def evaluate(
         instances, items = extract_items(prediction, (width, height), params)
         spent["network"] += between - begin
         spent["items"] += time.perf_counter() - between
-        labels = _nearest(prediction.labels, (width, height))
-        instances = _nearest(instances, (width, height))
+        labels = scale_ids(prediction.labels, (width, height))
+        instances = scale_ids(instances, (width, height))
 
         void = sample.labels == IGNORE
         truth_kinds = instance_classes(sample)
@@ -412,13 +403,6 @@ def instance_classes(sample: Sample) -> dict[int, int]:
     table[:, IGNORE] = 0
     present = np.flatnonzero(np.bincount(ids[inside], minlength=count))
     return {int(index): int(table[index].argmax()) for index in present}
-
-
-def _nearest(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    if image.shape == (size[1], size[0]):
-        return image
-    # INTER_NEAREST takes the pixel to the upper left; the exact one takes that of the middle.
-    return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _write_gallery(
