@@ -1,0 +1,1 @@
+"""Running trained networks: bundles on disk, backends, export."""

@@ -1,0 +1,290 @@
+"""Export of a network to the graph that is deployed: ``waste-seg export``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from waste_seg_ros.models import HEADS, SegmentationModel
+from waste_seg_ros.runtime.bundle import (
+    Bundle,
+    BundleError,
+    Manifest,
+    open_bundle,
+    restate_bundle,
+    save_bundle,
+)
+
+OPSET = 17
+
+_FREE_AXES = {
+    "labels": {1: "height", 2: "width"},
+    "scores": {1: "height", 2: "width"},
+    "centers": {1: "rows", 2: "columns"},
+    "offsets": {2: "rows", 3: "columns"},
+}
+
+AGREEMENT = 0.995
+"""Share of a test frame's pixels on which the exported graph must give the model's label."""
+
+
+class Deploy(nn.Module):
+    """What runs on the robot: from camera bytes to labels, without a step outside of the graph.
+
+    forward: (N, H, W, 3) uint8 RGB, H and W multiples of the stride, to a tuple of
+
+    - ``labels`` (N, H, W) uint8: the likeliest label (binary head: 1 for an item, else 0);
+    - ``scores`` (N, H, W) float32: its probability;
+
+    and with the instance head also
+
+    - ``centers`` (N, H/4, W/4) float32 in 0..1: heat map, 0 but for the maxima of 3x3 cells;
+    - ``offsets`` (N, 2, H/4, W/4) float32: pixels from the cell's centre to its item's.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, model: SegmentationModel, head: str, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        scale = 1.0 / (255.0 * torch.tensor(std))
+        self.register_buffer("scale", scale.view(1, 3, 1, 1))
+        self.register_buffer("shift", (-torch.tensor(mean) * 255.0 * scale).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        x = image.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        outputs = self.model(x)
+        if self.head == "binary":
+            logit = outputs["binary"][:, 0]
+            return (logit > 0).to(torch.uint8), torch.sigmoid(logit.abs())
+        logits = outputs["semantic"]
+        best = logits.amax(1, keepdim=True)
+        labels = logits.argmax(1).to(torch.uint8)
+        scores = 1.0 / torch.exp(logits - best).sum(1)
+        if self.head == "semantic":
+            return labels, scores
+        heat = outputs["centers"].sigmoid()
+        peak = functional.max_pool2d(heat, 3, stride=1, padding=1) == heat
+        return labels, scores, (heat * peak.to(heat.dtype))[:, 0], outputs["offsets"]
+
+
+def output_names(head: str) -> tuple[str, ...]:
+    """Names of the graph's outputs, in the order of `Deploy`."""
+    return ("labels", "scores") + (("centers", "offsets") if head == "instance" else ())
+
+
+def deploy(model: SegmentationModel, manifest: Manifest) -> Deploy:
+    """The deployed form of a bundle's network, in eval mode."""
+    return Deploy(model, manifest.head, manifest.mean, manifest.std).eval()
+
+
+def export_onnx(model: SegmentationModel, manifest: Manifest, path: Path) -> None:
+    """Writes the deployed graph to ``path``, with free height and width, and checks it.
+
+    Raises BundleError if ONNX Runtime or OpenVINO, where installed, gives other labels for a test
+    frame than torch does.
+    """
+    import onnx
+
+    module = deploy(model, manifest)
+    names = output_names(manifest.head)
+    width, height = manifest.input_size
+    frame = test_frame(manifest.input_size)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        # The exporter that traces is told to be legacy at every call; the other needs onnxscript.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (torch.from_numpy(frame[None]),),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=list(names),
+            dynamic_axes={
+                "image": {1: "height", 2: "width"},
+                "labels": {1: "height", 2: "width"},
+                "scores": {1: "height", 2: "width"},
+                **(
+                    {"centers": {1: "h4", 2: "w4"}, "offsets": {2: "h4", 3: "w4"}}
+                    if len(names) > 2
+                    else {}
+                ),
+            },
+        )
+    graph = onnx.load(str(path))
+    graph.graph.doc_string = (
+        f"{manifest.architecture} {manifest.head}: {', '.join(manifest.classes)}"
+    )
+    onnx.checker.check_model(graph)
+    onnx.save(graph, str(path))
+    for size in (manifest.input_size, (width + manifest.stride, height)):
+        check_graph(module, path, size)
+
+
+def test_frame(size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A frame (H, W, 3) of coloured blobs and noise to compare two runs of a network on."""
+    import cv2
+
+    rng = np.random.default_rng(7)
+    width, height = size
+    coarse = rng.integers(0, 256, (8, 10, 3), np.uint8)
+    smooth = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    return np.clip(smooth + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def check_graph(module: Deploy, path: Path, size: tuple[int, int]) -> None:
+    """Compares an exported graph with its module at one size. Raises BundleError if they differ."""
+    frame = test_frame(size)
+    with torch.inference_mode():
+        expected = [o.numpy() for o in module(torch.from_numpy(frame[None]))]
+    for runtime, found in _run_graph(path, frame):
+        share = float((found[0] == expected[0]).mean())
+        if found[0].shape != expected[0].shape or share < AGREEMENT:
+            raise BundleError(
+                f"{path}: {runtime} gives the model's label for only {share:.2%} of the pixels of "
+                f"a {size[0]}x{size[1]} test frame"
+            )
+        for name, one, other in zip(
+            output_names(module.head)[1:], found[1:], expected[1:], strict=True
+        ):
+            # One pixel of another label may turn a score, a near tie may turn a maximum.
+            off = float((np.abs(one - other) > 1e-2 * (1 + np.abs(other))).mean())
+            if off > 1 - AGREEMENT:
+                raise BundleError(
+                    f"{path}: {runtime}'s {name} differ from the model's at {off:.2%} of the "
+                    f"places of a {size[0]}x{size[1]} test frame"
+                )
+
+
+def _run_graph(path: Path, frame: NDArray[np.uint8]) -> list[tuple[str, list[NDArray[Any]]]]:
+    results = []
+    with contextlib.suppress(ImportError):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        results.append(("onnxruntime", session.run(None, {"image": frame[None]})))
+    with contextlib.suppress(ImportError):
+        import openvino
+
+        compiled = openvino.Core().compile_model(
+            str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        found = compiled([frame[None]])
+        results.append(("openvino", [found[output] for output in compiled.outputs]))
+    return results
+
+
+def bundle_from_run(
+    run: Path,
+    head: str,
+    name: str,
+    output: Path,
+    metrics: Mapping[str, Mapping[str, float]] | None = None,
+) -> Bundle:
+    """Writes a bundle of one head of a training run's averaged weights.
+
+    Raises BundleError or `train.loop.TrainingError`.
+    """
+    from waste_seg_ros.train.loop import parse_size, read_run
+
+    config, model, state = read_run(run)
+    parent = open_bundle(config.init).reference if config.init else ""
+    return save_bundle(
+        output,
+        model,
+        name=name,
+        head=head,
+        input_size=parse_size(config.sizes[0], model.stride),
+        metrics=metrics,
+        training={
+            "commit": source_commit(),
+            "seed": config.seed,
+            "data": list(config.data),
+            "heads": list(config.heads),
+            "steps": state["step"],
+            "images": state["images"],
+            "minutes": round(state["elapsed"] / 60, 1),
+            "torch": str(torch.__version__),
+        },
+        parent=parent,
+    )
+
+
+def source_commit() -> str:
+    """Commit of the checkout this runs from, with "+" if it has changes; "" outside of one."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ("git", "-C", str(folder), *arguments), capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder.parent))
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of ``waste-seg export``."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="folder of a training run")
+    source.add_argument("--bundle", help="bundle to write again, with --metrics")
+    parser.add_argument("--head", choices=HEADS, help="what the bundle is used as")
+    parser.add_argument("--name", default="", help="the bundle's name (default: OUTPUT's)")
+    parser.add_argument("--output", type=Path, required=True, help="the bundle's folder")
+    parser.add_argument(
+        "--metrics", type=Path, help="YAML or JSON: figure to number by the name of the data"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs ``waste-seg export``."""
+    from waste_seg_ros.train.loop import TrainingError
+
+    try:
+        metrics = None
+        if args.metrics:
+            try:
+                metrics = yaml.safe_load(args.metrics.read_text())
+            except (OSError, yaml.YAMLError) as error:
+                raise BundleError(f"{args.metrics}: {error}") from error
+        if args.bundle:
+            old = open_bundle(args.bundle)
+            changes: dict[str, Any] = {} if metrics is None else {"metrics": metrics}
+            bundle = restate_bundle(old, args.output, name=args.name or args.output.name, **changes)
+        else:
+            if not args.head:
+                raise BundleError("--checkpoint needs --head")
+            name = args.name or args.output.name
+            bundle = bundle_from_run(args.checkpoint, args.head, name, args.output, metrics)
+    except (BundleError, TrainingError) as error:
+        print(f"waste-seg export: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {bundle.path} ({bundle.manifest.name}, {bundle.manifest.head})")
+    return 0

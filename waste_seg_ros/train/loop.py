@@ -1,0 +1,920 @@
+"""The training loop: ``waste-seg train``.
+
+A run is a folder::
+
+    config.yaml            the settings it was started with
+    log.jsonl              one line per report: step, losses, learning rate, images/s, validation
+    curves.png             the same, drawn
+    checkpoint-<step>/     weights, their moving average, optimizer, generator (safetensors) and
+                           state.json; written whole or not at all, the newest two are kept
+
+Everything that is drawn at random for a batch depends on the seed and the batch's number alone, so
+a resumed run sees the data the unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
+from waste_seg_ros.data.synthetic import synthetic_sample
+from waste_seg_ros.models import HEADS, TRUNKS, SegmentationModel, build_model
+from waste_seg_ros.runtime.bundle import MEAN, STD, write_atomically
+from waste_seg_ros.train.augment import augment
+from waste_seg_ros.train.losses import LossSettings, total_loss
+from waste_seg_ros.train.targets import make_targets
+
+KEPT_CHECKPOINTS = 2
+_PREFIX = "checkpoint-"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or cannot go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run; every one is a flag of ``waste-seg train`` and a key of its YAML file.
+
+    Sizes are "WIDTHxHEIGHT" in pixels, multiples of the stride. Exactly one of ``steps`` and
+    ``minutes`` is above 0: the schedule runs over so many steps, or over so much wall time.
+    """
+
+    architecture: str = "enet"
+    heads: tuple[str, ...] = HEADS
+    classes: tuple[str, ...] = CLASSES
+    width: float = 1.0
+    data: tuple[str, ...] = ("synthetic:1",)
+    validation: str = "synthetic:900001:150"
+    sizes: tuple[str, ...] = ("320x240", "320x176", "256x256")
+    batch: int = 12
+    steps: int = 0
+    minutes: float = 0.0
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.03
+    clip: float = 5.0
+    ema: float = 0.998
+    gamma: float = 2.0
+    class_balance: float = 0.25
+    bf16: bool = True
+    compile: bool = False
+    threads: int = 1
+    workers: int = 1
+    seed: int = 0
+    checkpoint_seconds: float = 60.0
+    validate_steps: int = 500
+    log_steps: int = 20
+    init: str = ""
+
+
+# --------------------------------------------------------------------------------------------------
+# Data
+
+
+def parse_size(text: str, stride: int = 8) -> tuple[int, int]:
+    """(width, height) of "320x240". Raises TrainingError unless both are multiples of stride."""
+    try:
+        width, height = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise TrainingError(f"size {text!r} is not WIDTHxHEIGHT, such as 320x240") from None
+    if width < stride or height < stride or width % stride or height % stride:
+        raise TrainingError(f"size {text!r}: both sides must be multiples of {stride}")
+    return width, height
+
+
+def open_source(spec: str) -> tuple[Callable[[int, tuple[int, int]], Sample], int]:
+    """A source of samples and how many it has (0: endless).
+
+    ``spec``: "synthetic:SEED", "synthetic:SEED:COUNT" or "coco:ANNOTATIONS:IMAGES". The function
+    takes a number and a size (width, height) that the synthetic line renders at; others give
+    their own size.
+    """
+    kind, *rest = spec.split(":")
+    if kind == "synthetic" and len(rest) in (1, 2) and all(r.isdigit() for r in rest):
+        seed, count = int(rest[0]), int(rest[1]) if len(rest) == 2 else 0
+        return lambda index, size: synthetic_sample(seed, index, size), count
+    if kind == "coco" and len(rest) == 2:
+        from waste_seg_ros.data.coco import CocoDataset
+
+        dataset = CocoDataset(Path(rest[0]), Path(rest[1]))
+        if not len(dataset):
+            raise TrainingError(f"{rest[0]}: no images in it")
+        return lambda index, size: dataset[index % len(dataset)], len(dataset)
+    raise TrainingError(
+        f"data {spec!r}: expected synthetic:SEED, synthetic:SEED:COUNT or coco:ANNOTATIONS:IMAGES"
+    )
+
+
+def fit_sample(sample: Sample, size: tuple[int, int]) -> Sample:
+    """``sample`` scaled to ``size`` (width, height), for validation; aspect is not kept."""
+    if sample.labels.shape == (size[1], size[0]):
+        return sample
+    shrink = sample.labels.shape[1] > size[0]
+    return Sample(
+        cv2.resize(
+            sample.image, size, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+        ).astype(np.uint8, copy=False),
+        cv2.resize(sample.labels, size, interpolation=cv2.INTER_NEAREST).astype(
+            np.uint8, copy=False
+        ),
+        cv2.resize(sample.instances, size, interpolation=cv2.INTER_NEAREST).astype(
+            np.uint16, copy=False
+        ),
+        sample.name,
+    )
+
+
+def _collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    targets = [make_targets(s.labels, s.instances) for s in samples]
+    batch = {key: torch.from_numpy(np.stack([t[key] for t in targets])) for key in targets[0]}
+    batch["image"] = torch.from_numpy(np.stack([s.image for s in samples]))
+    return batch
+
+
+class _Batches(Dataset[dict[str, Tensor]]):
+    """Batch number -> batch of augmented samples; depends on the seed and the number alone."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.seed = config.seed
+        self.batch = config.batch
+        self.sizes = [parse_size(s, _stride(config)) for s in config.sizes]
+        self.sources = [open_source(spec) for spec in config.data]
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        draw = np.random.default_rng([self.seed, number])
+        # The first size makes half of the batches.
+        first = len(self.sizes) == 1 or draw.random() < 0.5
+        size = self.sizes[0 if first else int(draw.integers(1, len(self.sizes)))]
+        samples = []
+        for index in range(number * self.batch, (number + 1) * self.batch):
+            read, count = self.sources[index % len(self.sources)]
+            place = index // len(self.sources)
+            rng = np.random.default_rng([self.seed, number, index])
+            if count:
+                # A new order in every round through a finite source.
+                order = np.random.default_rng([self.seed, place // count]).permutation(count)
+                place = int(order[place % count])
+            samples.append(augment(read(place, size), rng, size))
+        return _collate(samples)
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole group; the trainer decides what comes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _stride(config: TrainConfig) -> int:
+    return TRUNKS[config.architecture].stride
+
+
+def _batches(config: TrainConfig, first: int) -> Iterator[dict[str, Tensor]]:
+    """Endless batches from number ``first``."""
+
+    def numbers() -> Iterator[int]:
+        number = first
+        while True:
+            yield number
+            number += 1
+
+    loader = DataLoader(
+        _Batches(config),
+        batch_size=None,
+        sampler=numbers(),
+        num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None,
+        worker_init_fn=_start_worker,
+    )
+    return iter(loader)
+
+
+def class_weights(shares: NDArray[np.float64], exponent: float) -> NDArray[np.float32]:
+    """Loss factor per label, share^-exponent, scaled so that the mean over pixels is 1.
+
+    ``exponent`` 0 weighs all alike, 1 gives every class the same total.
+    """
+    weights = np.maximum(shares, 1e-3) ** -exponent
+    return (weights / (weights * shares).sum()).astype(np.float32)
+
+
+# --------------------------------------------------------------------------------------------------
+# Parts of a step
+
+
+def schedule_factor(kind: str, fraction: float, warmup: float) -> float:
+    """Learning rate's factor after ``fraction`` (0..1) of the run.
+
+    Linear over the first ``warmup``, then "cosine" (to 0.01), "poly" (power 0.9) or "constant".
+    """
+    if fraction < warmup:
+        return max(0.01, fraction / warmup)
+    rest = min(1.0, (fraction - warmup) / max(1e-9, 1.0 - warmup))
+    if kind == "cosine":
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * rest))
+    if kind == "poly":
+        return max(0.01, (1.0 - rest) ** 0.9)
+    return 1.0
+
+
+def normalise(image: Tensor) -> Tensor:
+    """(N, H, W, 3) uint8 RGB to (N, 3, H, W) float32 as the networks take it (channels last)."""
+    mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
+    return ((image.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+class Average:
+    """Exponential moving average of a model's weights and statistics.
+
+    Early on the decay is (1 + step) / (10 + step), so that the fresh weights are soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Moves the average towards the model's state."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = [], []
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                ours.append(self.state[key])
+                theirs.append(value)
+            else:
+                self.state[key].copy_(value)
+        torch._foreach_lerp_(ours, theirs, 1.0 - decay)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum; no decay on what is not a convolution's kernel."""
+    kernels = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": kernels, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+
+
+def validate(
+    model: SegmentationModel, samples: Sequence[Sample], batch: int = 10
+) -> dict[str, float]:
+    """Figures of ``model`` (in eval mode) on ``samples`` of one size.
+
+    By head: ``miou`` over the classes and background and ``iou/<class>``; ``binary_iou`` of the
+    foreground; ``offset_px``, the mean distance of the offsets from the truth on the items.
+    """
+    count = len(model.classes) + 1
+    confusion = np.zeros((count, count), np.int64)
+    overlap = union = 0
+    distance, weight = 0.0, 0.0
+    with torch.inference_mode():
+        for start in range(0, len(samples), batch):
+            data = _collate(samples[start : start + batch])
+            outputs = model(normalise(data["image"]))
+            labels = data["labels"].numpy()
+            if "semantic" in outputs:
+                found = outputs["semantic"].argmax(1).numpy()
+                known = labels < count
+                pairs = labels[known].astype(np.int64) * count + found[known]
+                confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
+            if "binary" in outputs:
+                seen, item = labels != IGNORE, (labels != 0) & (labels != IGNORE)
+                positive = (outputs["binary"][:, 0] > 0).numpy() & seen
+                overlap += int((positive & item).sum())
+                union += int((positive | item).sum())
+            if "offsets" in outputs:
+                on_item = data["offset_weight"][:, 0] > 0
+                error = (outputs["offsets"] - data["offsets"]).square().sum(1).sqrt()
+                distance += float(error[on_item].sum())
+                weight += float(on_item.sum())
+    figures: dict[str, float] = {}
+    if model.semantic is not None:
+        both = np.diag(confusion)
+        either = confusion.sum(0) + confusion.sum(1) - both
+        iou = both / np.maximum(either, 1)
+        figures["miou"] = float(iou[either > 0].mean()) if (either > 0).any() else 0.0
+        for name, value in zip(("background", *model.classes), iou, strict=True):
+            figures[f"iou/{name}"] = float(value)
+    if model.binary is not None:
+        figures["binary_iou"] = overlap / max(1, union)
+    if model.instance is not None:
+        figures["offset_px"] = distance / max(1.0, weight)
+    return figures
+
+
+# --------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    model: nn.Module,
+    average: Average,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+) -> Path:
+    """Writes ``run/checkpoint-<step>`` whole or not at all and drops all but the newest."""
+    moments: dict[str, Tensor] = {}
+    for number, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            moments[f"{number}/{key}"] = torch.as_tensor(value).contiguous()
+    moments["generator"] = torch.get_rng_state()
+
+    def write(folder: Path) -> None:
+        for name, tensors in (
+            ("model", model.state_dict()),
+            ("average", average.state),
+            ("optimizer", moments),
+        ):
+            plain = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
+            save_file(plain, folder / f"{name}.safetensors")
+        (folder / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+
+    path = run / f"{_PREFIX}{step:08d}"
+    if not path.exists():
+        write_atomically(path, write)
+    for old in find_checkpoints(run)[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def find_checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    return sorted(p for p in run.glob(f"{_PREFIX}*") if p.name[len(_PREFIX) :].isdigit())
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    average: Average,
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, Any]:
+    """Restores a checkpoint in place, the random generator too; returns its state.json."""
+    try:
+        model.load_state_dict(load_file(path / "model.safetensors"))
+        average.state = load_file(path / "average.safetensors")
+        moments = load_file(path / "optimizer.safetensors")
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{path}: not a checkpoint of this model: {error}") from error
+    torch.set_rng_state(moments.pop("generator"))
+    saved = optimizer.state_dict()
+    restored: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        number, _, name = key.partition("/")
+        restored.setdefault(int(number), {})[name] = value
+    saved["state"] = restored
+    optimizer.load_state_dict(saved)
+    return state
+
+
+def read_run(run: Path) -> tuple[TrainConfig, SegmentationModel, dict[str, Any]]:
+    """A run's settings, its model with the averaged weights (eval mode), and its state."""
+    config = read_config(run / "config.yaml", TrainConfig())
+    checkpoints = find_checkpoints(run)
+    if not checkpoints:
+        raise TrainingError(f"{run}: no {_PREFIX}* in it; is it the folder of a training run?")
+    model = build_model(config.architecture, config.heads, config.classes, config.width)
+    try:
+        model.load_state_dict(load_file(checkpoints[-1] / "average.safetensors"))
+        state: dict[str, Any] = json.loads((checkpoints[-1] / "state.json").read_text())
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{checkpoints[-1]}: cannot be read: {error}") from error
+    return config, model.eval(), state
+
+
+def read_config(path: Path, base: TrainConfig) -> TrainConfig:
+    """``base`` with the keys of a YAML file. Raises TrainingError naming file and key."""
+    try:
+        read = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise TrainingError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise TrainingError(f"{path}: not YAML: {error}") from error
+    if not isinstance(read, dict):
+        raise TrainingError(f"{path}: expected a mapping of settings")
+    values: dict[str, Any] = {}
+    kinds = {f.name: type(getattr(base, f.name)) for f in fields(base)}
+    for key, value in read.items():
+        if key not in kinds:
+            raise TrainingError(f"{path}: unknown setting {key!r}; known: {', '.join(kinds)}")
+        kind = kinds[key]
+        if kind is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            values[key] = tuple(value)
+        elif kind is float and type(value) in (int, float):
+            values[key] = float(value)
+        elif kind is not tuple and type(value) is kind:
+            values[key] = value
+        else:
+            what = "list of strings" if kind is tuple else kind.__name__
+            raise TrainingError(f"{path}: {key} must be a {what}, not {value!r}")
+    return replace(base, **values)
+
+
+# --------------------------------------------------------------------------------------------------
+# Curves
+
+
+def draw_curves(log: Path, output: Path) -> None:
+    """Draws the losses (logarithmic) and the validation figures of a log.jsonl over steps."""
+    entries = []
+    for line in log.read_text().splitlines():
+        # The last line of a run that was killed may be cut off.
+        with contextlib.suppress(ValueError):
+            entries.append(json.loads(line))
+    losses: dict[str, list[tuple[float, float]]] = {}
+    figures: dict[str, list[tuple[float, float]]] = {}
+    for entry in entries:
+        for key, value in entry.get("losses", {}).items():
+            losses.setdefault(key, []).append((entry["step"], math.log10(max(value, 1e-5))))
+        for key, value in entry.get("validation", {}).items():
+            if 0 <= value <= 1 and not key.endswith("_px"):
+                figures.setdefault(key, []).append((entry["step"], value))
+    panels = [_panel("loss (log10)", losses), _panel("validation IoU", figures, (0.0, 1.0))]
+    ok, data = cv2.imencode(".png", np.vstack(panels))
+    if ok:
+        temporary = output.with_suffix(".tmp")
+        temporary.write_bytes(data.tobytes())
+        os.replace(temporary, output)
+
+
+def _panel(
+    title: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    limits: tuple[float, float] | None = None,
+) -> NDArray[np.uint8]:
+    width, height, left, right, top, bottom = 1000, 380, 60, 180, 30, 30
+    canvas = np.full((height, width, 3), 255, np.uint8)
+
+    def write(text: str, x: int, y: int, colour: tuple[int, int, int] = (60, 60, 60)) -> None:
+        cv2.putText(canvas, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
+
+    write(title, left, 20)
+    points = [point for curve in curves.values() for point in curve]
+    last = max((step for step, _ in points), default=1.0) or 1.0
+    low, high = limits or (
+        min((v for _, v in points), default=0.0),
+        max((v for _, v in points), default=1.0),
+    )
+    high = max(high, low + 1e-3)
+    inner_w, inner_h = width - left - right, height - top - bottom
+    for part in range(5):
+        y = top + inner_h - inner_h * part // 4
+        cv2.line(canvas, (left, y), (left + inner_w, y), (225, 225, 225), 1)
+        write(f"{low + (high - low) * part / 4:.2f}", 12, y + 4)
+        x = left + inner_w * part // 4
+        write(f"{last * part / 4:.0f}", x - 10, height - 10)
+    for number, (name, curve) in enumerate(curves.items()):
+        hue = np.array([[[number * 179 // max(1, len(curves)), 200, 190]]], np.uint8)
+        b, g, r = (int(c) for c in cv2.cvtColor(hue, cv2.COLOR_HSV2BGR)[0, 0])
+        line = np.array(
+            [
+                (left + inner_w * s / last, top + inner_h * (1 - (v - low) / (high - low)))
+                for s, v in curve
+            ]
+        )
+        cv2.polylines(canvas, [line.astype(np.int32)], False, (b, g, r), 1, cv2.LINE_AA)
+        value = 10 ** curve[-1][1] if limits is None else curve[-1][1]
+        write(f"{name} {value:.3f}", left + inner_w + 8, top + 14 + 18 * number, (b, g, r))
+    return canvas
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raises TrainingError naming the first setting that cannot be."""
+    if config.architecture not in TRUNKS:
+        raise TrainingError(f"architecture {config.architecture!r}; known: {', '.join(TRUNKS)}")
+    for name, choices in (
+        ("optimizer", ("adamw", "sgd")),
+        ("schedule", ("cosine", "poly", "constant")),
+    ):
+        if getattr(config, name) not in choices:
+            raise TrainingError(f"{name} {getattr(config, name)!r}; known: {', '.join(choices)}")
+    if (config.steps > 0) == (config.minutes > 0):
+        raise TrainingError("give either steps or minutes: how long to train")
+    for name, least in (
+        ("batch", 2),
+        ("log_steps", 1),
+        ("validate_steps", 1),
+        ("workers", 0),
+        ("threads", 0),
+        ("seed", 0),
+    ):
+        if getattr(config, name) < least:
+            raise TrainingError(f"{name} must be at least {least}, not {getattr(config, name)}")
+    for name in ("lr", "clip", "checkpoint_seconds"):
+        if not (getattr(config, name) > 0 and math.isfinite(getattr(config, name))):
+            raise TrainingError(f"{name} must be above 0, not {getattr(config, name)}")
+    for name in ("warmup", "ema"):
+        if not 0 <= getattr(config, name) < 1:
+            raise TrainingError(f"{name} must be in [0, 1), not {getattr(config, name)}")
+    if not config.sizes or not config.data:
+        raise TrainingError("sizes and data must name at least one each")
+    for size in config.sizes:
+        parse_size(size, _stride(config))
+
+
+class _Stop:
+    """Turns the first SIGINT or SIGTERM into a flag that the loop looks at between steps."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __enter__(self) -> _Stop:
+        self.old = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.signal:  # asked twice: at once
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a call of `train` came to. ``finished`` is false if it was stopped by a signal."""
+
+    step: int
+    finished: bool
+    figures: dict[str, float]
+
+
+def train(
+    config: TrainConfig,
+    run: Path,
+    resume: bool = False,
+    until_step: int = 0,
+    quiet: bool = False,
+    batches: Callable[[TrainConfig, int], Iterator[dict[str, Tensor]]] = _batches,
+) -> TrainResult:
+    """Trains into the folder ``run``.
+
+    Args:
+        config: the settings; on ``resume`` those of the run are to be given (`read_config`).
+        run: the run's folder; must not hold a run already unless ``resume``.
+        resume: go on from the newest checkpoint.
+        until_step: leave off (with a checkpoint) at this step though the schedule goes on.
+        quiet: no progress bar.
+        batches: endless iterator of batches from a number on.
+
+    Raises:
+        TrainingError: bad settings, an unusable folder, or a loss that is no number: the message
+            names the batch, and the newest checkpoint is one from before.
+    """
+    check_config(config)
+    checkpoints = find_checkpoints(run)
+    if checkpoints and not resume:
+        raise TrainingError(f"{run}: holds a run already; --resume it or choose another folder")
+    if resume and not checkpoints:
+        raise TrainingError(f"{run}: no checkpoint to resume from")
+    run.mkdir(parents=True, exist_ok=True)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    cv2.setNumThreads(0)
+    model = build_model(config.architecture, config.heads, config.classes, config.width)
+    if config.init and not resume:
+        _start_from(model, config.init, quiet)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = make_optimizer(model, config)
+    average = Average(model, config.ema)
+    step, elapsed = 0, 0.0
+    if resume:
+        state = load_checkpoint(checkpoints[-1], model, average, optimizer)
+        step, elapsed = int(state["step"]), float(state["elapsed"])
+        weights = np.asarray(state["class_weights"], np.float32)
+        _cut_log(run / "log.jsonl", step)
+    else:
+        weights = _measure_classes(config)
+        (run / "config.yaml").write_text(
+            yaml.safe_dump(
+                {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
+                sort_keys=False,
+            )
+        )
+    read, count = open_source(config.validation)
+    size = parse_size(config.sizes[0], _stride(config))
+    held_out = [fit_sample(read(i, size), size) for i in range(count or 100)]
+    judge = build_model(config.architecture, config.heads, config.classes, config.width)
+    judge = judge.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    settings = LossSettings(gamma=config.gamma)
+    factors = torch.from_numpy(weights)
+    forward: nn.Module = torch.compile(model, dynamic=True) if config.compile else model  # type: ignore[assignment]
+    history: deque[dict[str, float]] = deque(maxlen=config.log_steps)
+    figures: dict[str, float] = {}
+    started = time.monotonic() - elapsed
+    saved_at = window_at = time.monotonic()
+    window_images = 0
+    waited = 0.0
+    loader = batches(config, step)
+    model.train()
+    log = (run / "log.jsonl").open("a", buffering=1)
+    bar = tqdm(
+        total=config.steps or round(config.minutes * 60),
+        initial=min(step, config.steps) if config.steps else round(elapsed),
+        unit="step" if config.steps else "s",
+        disable=quiet,
+        dynamic_ncols=True,
+        mininterval=1.0,
+        # Into a file, a line now and then is enough.
+        miniters=1,
+        bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
+    )
+
+    def save() -> None:
+        save_checkpoint(
+            run,
+            step,
+            model,
+            average,
+            optimizer,
+            {
+                "elapsed": time.monotonic() - started,
+                "class_weights": [float(w) for w in weights],
+                "figures": figures,
+                "images": step * config.batch,
+            },
+        )
+
+    def judge_now() -> dict[str, float]:
+        judge.load_state_dict(average.state)
+        return validate(judge, held_out)
+
+    finished = False
+    with _Stop() as stop, contextlib.closing(bar), contextlib.closing(log):
+        while True:
+            now = time.monotonic()
+            elapsed = now - started
+            fraction = step / config.steps if config.steps else elapsed / (config.minutes * 60)
+            finished = fraction >= 1.0
+            if finished or stop.signal or (until_step and step >= until_step):
+                break
+            rate = config.lr * schedule_factor(config.schedule, fraction, config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batch = next(loader)
+            waited += time.monotonic() - now
+            image = normalise(batch["image"])
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+                outputs = forward(image)
+            loss, parts = total_loss(outputs, batch, settings, factors)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            value = float(loss.detach())
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip, foreach=True)
+            if not (math.isfinite(value) and math.isfinite(float(norm))):
+                raise TrainingError(_nan_report(run, config, step, value, parts))
+            optimizer.step()
+            step += 1
+            average.update(model, step)
+            history.append({"total": value, **parts})
+            window_images += len(image)
+            if step % config.log_steps == 0 or (config.steps and step == config.steps):
+                now = time.monotonic()
+                entry = _summary(history)
+                speed = window_images / (now - window_at)
+                share = waited / (now - window_at)
+                window_at, window_images, waited = now, 0, 0.0
+                _log(
+                    log,
+                    step=step,
+                    elapsed=round(now - started, 1),
+                    lr=rate,
+                    losses=entry,
+                    images_per_second=round(speed, 2),
+                    waiting_for_data=round(share, 3),
+                )
+                bar.set_postfix_str(_status(step, speed, entry, figures), refresh=False)
+            bar.n = step if config.steps else min(bar.total, round(time.monotonic() - started))
+            if step % 5 == 0:
+                bar.refresh()
+            if step % config.validate_steps == 0:
+                pause = time.monotonic()
+                figures = judge_now()
+                _log(
+                    log, step=step, elapsed=round(time.monotonic() - started, 1), validation=figures
+                )
+                draw_curves(run / "log.jsonl", run / "curves.png")
+                window_at += time.monotonic() - pause
+            if time.monotonic() - saved_at > config.checkpoint_seconds:
+                save()
+                saved_at = time.monotonic()
+        if finished or step % config.validate_steps:
+            figures = judge_now() if finished else figures
+            if finished:
+                _log(log, step=step, elapsed=round(elapsed, 1), validation=figures)
+        save()
+    draw_curves(run / "log.jsonl", run / "curves.png")
+    return TrainResult(step, finished, figures)
+
+
+def _start_from(model: SegmentationModel, init: str, quiet: bool) -> None:
+    """Takes over what fits from a bundle; heads it has not start fresh."""
+    from waste_seg_ros.runtime.bundle import open_bundle, read_weights
+
+    weights = read_weights(open_bundle(init))
+    own = model.state_dict()
+    fits = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if not any(k.startswith("trunk.") for k in fits):
+        raise TrainingError(f"{init}: no weight of its trunk fits this architecture and width")
+    model.load_state_dict(fits, strict=False)
+    fresh = sorted({k.split(".")[0] for k in own if k not in fits})
+    if fresh and not quiet:
+        print(f"{init}: starting fresh: {', '.join(fresh)}", file=sys.stderr)
+
+
+def _measure_classes(config: TrainConfig) -> NDArray[np.float32]:
+    """Loss factors of the labels from the shares in 64 samples."""
+    count = len(config.classes) + 1
+    pixels = np.zeros(count, np.float64)
+    size = parse_size(config.sizes[0], _stride(config))
+    sources = [open_source(spec) for spec in config.data]
+    for index in range(64):
+        read, _ = sources[index % len(sources)]
+        labels = read(index // len(sources), size).labels
+        highest = int(labels[labels < OTHER].max(initial=0))
+        if highest >= count:
+            raise TrainingError(
+                f"data {config.data[index % len(sources)]}: label {highest}, but there are only "
+                f"{count - 1} classes ({', '.join(config.classes)})"
+            )
+        pixels += np.bincount(labels.ravel(), minlength=256)[:count]
+    return class_weights(pixels / max(1.0, pixels.sum()), config.class_balance)
+
+
+def _summary(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: round(float(np.mean([entry[key] for entry in history])), 5) for key in history[0]}
+
+
+def _status(
+    step: int, speed: float, losses: Mapping[str, float], figures: Mapping[str, float]
+) -> str:
+    text = f"step {step} {speed:.1f} img/s " + " ".join(f"{k} {v:.3f}" for k, v in losses.items())
+    return text + "".join(
+        f" | {k} {figures[k]:.3f}" for k in ("miou", "binary_iou", "offset_px") if k in figures
+    )
+
+
+def _log(log: Any, **entry: object) -> None:
+    log.write(json.dumps(entry) + "\n")
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drops the lines after ``step``: they are of steps that the resumed run does again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    path.write_text("".join(kept))
+
+
+def _nan_report(
+    run: Path, config: TrainConfig, number: int, loss: float, parts: Mapping[str, float]
+) -> str:
+    bad = [name for name, value in parts.items() if not math.isfinite(value)]
+    first = number * config.batch
+    kept = find_checkpoints(run)
+    return (
+        f"the loss is no number ({loss}, from: {', '.join(bad) or 'the gradient'}) at batch "
+        f"{number}, samples {first} to {first + config.batch - 1} of {', '.join(config.data)}. "
+        + (f"The last good checkpoint is {kept[-1]}. " if kept else "No checkpoint was made yet. ")
+        + "Lower the learning rate (--lr) or look at these samples."
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+
+def _commas(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+_HELP = {
+    "architecture": f"one of {', '.join(TRUNKS)}",
+    "heads": "heads to train on one trunk, of " + ",".join(HEADS),
+    "classes": "class names, in the order of their label ids",
+    "width": "factor on the trunk's channels",
+    "data": "synthetic:SEED[:COUNT] or coco:ANNOTATIONS:IMAGES, several in turn",
+    "validation": "held-out data, likewise",
+    "sizes": "sizes of the batches; half of them have the first",
+    "batch": "images a step",
+    "steps": "train for so many steps",
+    "minutes": "train for so long; the schedule follows the clock",
+    "optimizer": "adamw or sgd",
+    "schedule": "cosine, poly or constant",
+    "lr": "highest learning rate",
+    "weight_decay": "on the convolutions' kernels",
+    "warmup": "share of the run over which the learning rate rises",
+    "clip": "largest norm of the gradient",
+    "ema": "decay of the moving average of the weights",
+    "gamma": "exponent of the focal losses",
+    "class_balance": "0: pixels count alike, 1: classes do",
+    "bf16": "bfloat16 where it is safe",
+    "compile": "torch.compile (needs a C++ compiler; minutes to start, then faster)",
+    "threads": "threads of the trainer (0: torch's choice)",
+    "workers": "processes that make the data",
+    "seed": "of weights, order and augmentation",
+    "checkpoint_seconds": "between checkpoints",
+    "validate_steps": "between validations",
+    "log_steps": "between lines of the log",
+    "init": "bundle to start from",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of ``waste-seg train``."""
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on from its newest checkpoint")
+    parser.add_argument("--config", type=Path, help="YAML file of settings; flags go before it")
+    parser.add_argument("--name", help="bundles are named NAME-HEAD (default: the architecture)")
+    parser.add_argument(
+        "--output", type=Path, help="folder for the bundles, one per head (default: RUN/bundles)"
+    )
+    defaults = TrainConfig()
+    for field in fields(defaults):
+        flag = "--" + field.name.replace("_", "-")
+        value = getattr(defaults, field.name)
+        shown = ",".join(value) if isinstance(value, tuple) else value
+        text = f"{_HELP[field.name]} (default: {shown})" if shown != "" else _HELP[field.name]
+        # No default here: only the flags that are given go before the file's.
+        if isinstance(value, bool):
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=None, help=text
+            )
+        else:
+            kind: Callable[[str], Any] = _commas if isinstance(value, tuple) else type(value)
+            parser.add_argument(flag, type=kind, default=None, help=text.replace("%", "%%"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs ``waste-seg train``; 0 when finished, 130 when stopped, 1 on an error."""
+    from waste_seg_ros.runtime.bundle import BundleError
+    from waste_seg_ros.runtime.export import bundle_from_run
+
+    try:
+        config = TrainConfig()
+        if args.resume:
+            config = read_config(args.run / "config.yaml", config)
+        if args.config:
+            config = read_config(args.config, config)
+        given = {f.name: getattr(args, f.name) for f in fields(config)}
+        config = replace(config, **{k: v for k, v in given.items() if v is not None})
+        result = train(config, args.run, args.resume)
+        for key, value in result.figures.items():
+            print(f"{key:20s} {value:.4f}")
+        if not result.finished:
+            print(f"stopped at step {result.step}; go on with: --run {args.run} --resume")
+            return 130
+        output = args.output or args.run / "bundles"
+        for head in config.heads:
+            name = f"{args.name or config.architecture}-{head}"
+            bundle = bundle_from_run(args.run, head, name, output / name)
+            print(f"wrote {bundle.path}")
+    except (TrainingError, BundleError, ValueError) as error:
+        print(f"waste-seg train: {error}", file=sys.stderr)
+        return 1
+    return 0
