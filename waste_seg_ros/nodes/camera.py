@@ -326,7 +326,7 @@ def _nearest(ids: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Scale an image of ids to (H, W, ...)."""
     if ids.shape[:2] == shape[:2]:
         return ids
-    return cv2.resize(ids, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(ids, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _annotated(annotations: Path, folder: Path) -> Any:
@@ -389,7 +389,13 @@ class Camera(Node):
             self, "frame_id", "camera_optical_frame", "Frame of the pictures (REP 103).", **once
         )
         self._delay = declare(
-            self, "start_delay", 0.0, "Wait before the first picture [s].", low=0, high=3600, **once
+            self,
+            "start_delay",
+            0.0,
+            "Wait before the first picture [s], after wait_for_subscriber.",
+            low=0,
+            high=3600,
+            **once,
         )
         self._wait = declare(
             self, "wait_for_subscriber", False, "Start when somebody subscribes.", **once
@@ -460,11 +466,11 @@ class Camera(Node):
             self._ended.trigger()
 
     def _capture(self) -> None:
-        if self._stop.wait(self._delay):
-            return
         while self._wait and self._image.get_subscription_count() == 0:
             if self._stop.wait(0.02):
                 return
+        if self._stop.wait(self._delay):
+            return
         self.get_logger().info(f"taking pictures from {self._name}")
         start = due = time.monotonic()
         effort = 0.0  # smoothed time that a picture takes [s]

@@ -802,7 +802,7 @@ def _to_network(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = rgb.shape[:2]
     if (width, height) == tuple(size):
         return np.ascontiguousarray(rgb)
-    shrinks = size[0] < width and size[1] < height
+    shrinks = size[0] < width or size[1] < height
     return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
@@ -810,7 +810,8 @@ def _nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scale an image of ids to the camera's size."""
     if ids.shape == (size[1], size[0]):
         return ids
-    return cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
+    # INTER_NEAREST takes the pixel to the upper left; the exact one takes that of the middle.
+    return cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def main(args: Sequence[str] | None = None) -> int:
