@@ -76,13 +76,13 @@ class TrainConfig:
     minutes: float = 0.0
     optimizer: str = "adamw"
     schedule: str = "cosine"
-    lr: float = 2e-3
+    lr: float = 4e-3
     weight_decay: float = 1e-4
     warmup: float = 0.03
     clip: float = 5.0
     ema: float = 0.998
     gamma: float = 2.0
-    class_balance: float = 0.25
+    class_balance: float = 0.5
     bf16: bool = True
     compile: bool = False
     threads: int = 1

@@ -146,6 +146,10 @@ def offset_loss(offsets: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 class LossSettings:
     """Factors of the parts, and how many pixels they look at.
 
+    The instance and binary parts are easy; at the same gradient they would hold back the semantic
+    part on a common trunk, hence their small factors. (Adam makes up for them in the heads' own
+    weights.)
+
     ``stride``: the pixel losses see every stride-th row and column, from a random first one.
     ``lovasz_stride``: likewise for the Lovasz losses, whose sorting is the costly part.
     """
@@ -153,9 +157,9 @@ class LossSettings:
     gamma: float = 2.0
     focal: float = 2.0
     lovasz: float = 1.0
-    binary: float = 0.5
-    centers: float = 0.5
-    offsets: float = 2.0
+    binary: float = 0.05
+    centers: float = 0.1
+    offsets: float = 0.3
     stride: int = 1
     lovasz_stride: int = 4
 
