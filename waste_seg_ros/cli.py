@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"waste-seg {name}: {missing(error)}", file=sys.stderr)
                 return 1
             module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
+            subparser.set_defaults(entry=module.run)  # "run" is a flag of train
     args = parser.parse_args(argv)
     try:
-        return int(args.run(args))
+        return int(args.entry(args))
     except ModuleNotFoundError as error:  # imported only when needed
         print(f"waste-seg {wanted}: {missing(error)}", file=sys.stderr)
         return 1
