@@ -190,3 +190,127 @@ def start_node(tmp_path: Path) -> Iterator[Callable[..., NodeProcess]]:
         node.stop()
         # pytest shows this only when the test failed.
         print(f"--- {node.name}, exit code {node.process.returncode}\n{node.output()}")
+
+
+# --- a network whose answers are known ------------------------------------------------------------
+
+
+def _write_colour_network(path: Path, shift: int = 1, slow: int = 0, fragile: bool = False) -> None:
+    """Write an ONNX graph that labels bright pixels by their strongest channel.
+
+    Red is label `shift`, green and blue the next ones, with a score of 0.9. `slow` adds that many
+    large convolutions. A fragile one fails on images with a value of 255.
+    """
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants: dict[str, Any] = {
+        "threshold": np.float32(100),
+        "shift": np.int64(shift),
+        "zero": np.int64(0),
+        "none": np.float32(0),
+        "sure": np.float32(0.9),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["x"], ["best"], axes=[3], keepdims=0),
+        helper.make_node("ArgMax", ["x"], ["channel"], axis=3, keepdims=0),
+        helper.make_node("Greater", ["best", "threshold"], ["bright"]),
+        helper.make_node("Add", ["channel", "shift"], ["label"]),
+        helper.make_node("Where", ["bright", "label", "zero"], ["chosen"]),
+        helper.make_node("Mul", ["best", "none"], ["flat"]),
+        helper.make_node("Add", ["flat", "sure"], ["certainty"]),
+    ]
+    labels, scores = "chosen", "certainty"
+    if slow:
+        rng = np.random.default_rng(0)
+        constants["huge"] = np.float32(1e30)
+        nodes.append(helper.make_node("Transpose", ["x"], ["y0"], perm=[0, 3, 1, 2]))
+        for k in range(slow):
+            shape = (64, 64 if k else 3, 7, 7)
+            constants[f"w{k}"] = rng.normal(0, 1e-3, shape).astype(np.float32)
+            nodes.append(
+                helper.make_node("Conv", [f"y{k}", f"w{k}"], [f"y{k + 1}"], pads=[3, 3, 3, 3])
+            )
+        nodes += [
+            helper.make_node("ReduceMax", [f"y{slow}"], ["most"], axes=[1], keepdims=0),
+            helper.make_node("Greater", ["most", "huge"], ["never"]),
+            helper.make_node("Cast", ["never"], ["nothing"], to=TensorProto.INT64),
+            helper.make_node("Add", ["chosen", "nothing"], ["worked"]),
+        ]
+        labels = "worked"
+    if fragile:
+        constants["table"] = np.zeros(255, np.float32)
+        nodes += [
+            helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
+            helper.make_node("Cast", ["top"], ["place"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["table", "place"], ["looked"]),  # 255 is out of the table
+            helper.make_node("Add", ["certainty", "looked"], ["checked"]),
+        ]
+        scores = "checked"
+    nodes += [
+        helper.make_node("Cast", [labels], ["labels"], to=TensorProto.UINT8),
+        helper.make_node("Identity", [scores], ["scores"]),
+    ]
+    shape = [1, "height", "width"]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [*shape, 3])],
+        [
+            helper.make_tensor_value_info("labels", TensorProto.UINT8, shape),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, shape),
+        ],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+@pytest.fixture(scope="session")
+def colour_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of semantic bundles of 160x120 input that tell colours.
+
+    `colours`: red is paper, green bottle, blue aluminum. `shifted`: red is bottle, and so on.
+    `slow`: takes long. `fragile`: fails on images with a value of 255. `damaged`: another file than
+    its manifest says.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from waste_seg_ros.data.sample import CLASSES
+    from waste_seg_ros.runtime import bundle
+
+    folder = tmp_path_factory.mktemp("bundles")
+    networks: dict[str, dict[str, Any]] = {
+        "colours": {},
+        "shifted": {"shift": 2},
+        "slow": {"slow": 2},
+        "fragile": {"fragile": True},
+        "damaged": {},
+    }
+    for name, network in networks.items():
+        path = folder / name
+        path.mkdir()
+        _write_colour_network(path / bundle.GRAPH, **network)
+        save_file({"unused": np.zeros(1, np.float32)}, path / bundle.WEIGHTS)
+        files = {file: bundle.file_digest(path / file) for file in (bundle.GRAPH, bundle.WEIGHTS)}
+        manifest = bundle.Manifest(
+            name=name,
+            architecture="enet",
+            width=1.0,
+            head="semantic",
+            classes=CLASSES,
+            input_size=(160, 120),
+            stride=8,
+            mean=bundle.MEAN,
+            std=bundle.STD,
+            files=files,
+        )
+        bundle.write_manifest(path / bundle.MANIFEST, manifest)
+    with (folder / "damaged" / bundle.GRAPH).open("ab") as stream:
+        stream.write(b"x")
+    return folder

@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (source its setup file, or use ./sorter test)")
 
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -33,6 +35,25 @@ def ended(node):
     return lambda: not node.alive()
 
 
+def begin(ros, topics):
+    """Let a paused camera begin, when it knows that all these topics are listened to."""
+    diagnostics = ros.collect(DiagnosticArray, "/diagnostics")
+
+    def known():
+        values = {
+            value.key: value.value
+            for array in diagnostics
+            for status in array.status
+            for value in status.values
+        }
+        return all(values.get(f"subscribers of {topic}") == "1" for topic in topics)
+
+    assert ros.spin_until(known, 30), diagnostics[-1:]
+    value = Parameter("paused", value=False).to_parameter_msg()
+    request = SetParameters.Request(parameters=[value])
+    assert ros.call(SetParameters, "/camera/set_parameters", request).results[0].successful
+
+
 def test_synthetic_line_with_camera_info_and_truth(ros, start_node):
     images = ros.collect(Image, "image_raw", ALL)
     infos = ros.collect(CameraInfo, "camera_info", ALL)
@@ -40,10 +61,10 @@ def test_synthetic_line_with_camera_info_and_truth(ros, start_node):
     instances = ros.collect(Image, "truth/instances", ALL)
     items = ros.collect(WasteItemArray, "truth/items", ALL)
     line = SyntheticLine(seed=3, size=(160, 120), speed=0.5)
-    # Late enough that all five topics are heard from the first picture on.
     node = start_node(
-        "camera", {**SMALL, "seed": 3, "speed": 0.5, "rate": 10.0, "frames": 12, "start_delay": 2.0}
+        "camera", {**SMALL, "seed": 3, "speed": 0.5, "rate": 10.0, "frames": 12, "paused": True}
     )
+    begin(ros, ["image_raw", "camera_info", "truth/labels", "truth/instances", "truth/items"])
     assert ros.spin_until(ended(node), 60)
     ros.spin_until(lambda: len(items) == 12, 2)
     assert node.process.returncode == 0, node.output()

@@ -1,7 +1,7 @@
 """The segmenter node as a process of its own, over DDS.
 
-The network is a graph that tells red, green and blue (paper, bottle, aluminum), so that what must
-come out of the node is known exactly. What a trained network does is tested elsewhere.
+The network tells red, green and blue (see `colour_bundles`), so that what must come out of the node
+is known exactly. What a trained network does is tested elsewhere.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (source its setup file, or use ./sorter test)")
@@ -21,11 +20,9 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from onnx import TensorProto, helper, numpy_helper
 from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
-from safetensors.numpy import save_file
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 from visualization_msgs.msg import MarkerArray
@@ -33,128 +30,12 @@ from visualization_msgs.msg import MarkerArray
 from waste_seg_ros.data.sample import CLASSES
 from waste_seg_ros.msg import WasteItem, WasteItemArray
 from waste_seg_ros.nodes.images import to_array, to_image
-from waste_seg_ros.runtime.bundle import (
-    GRAPH,
-    MANIFEST,
-    MEAN,
-    STD,
-    WEIGHTS,
-    Manifest,
-    file_digest,
-    write_manifest,
-)
+from waste_seg_ros.runtime.bundle import GRAPH
 from waste_seg_ros.srv import SelectModel
 
 WIDTH, HEIGHT = 160, 120
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 FOCAL, CX, CY = 100.0, 79.5, 59.5
-
-
-# --- networks -----------------------------------------------------------------------------------
-
-
-def write_network(path, shift=1, slow=0, fragile=False):
-    """A graph that labels a bright pixel by its strongest channel: red `shift`, then one more each.
-
-    `slow` adds that many large convolutions. A fragile one fails on images with a value of 255.
-    """
-    constants = {
-        "threshold": np.float32(100),
-        "shift": np.int64(shift),
-        "zero": np.int64(0),
-        "none": np.float32(0),
-        "sure": np.float32(0.9),
-        "huge": np.float32(1e30),
-    }
-    if fragile:
-        constants["table"] = np.zeros(255, np.float32)
-    nodes = [
-        helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMax", ["x"], ["best"], axes=[3], keepdims=0),
-        helper.make_node("ArgMax", ["x"], ["channel"], axis=3, keepdims=0),
-        helper.make_node("Greater", ["best", "threshold"], ["bright"]),
-        helper.make_node("Add", ["channel", "shift"], ["label"]),
-        helper.make_node("Where", ["bright", "label", "zero"], ["chosen"]),
-    ]
-    last = "chosen"
-    if slow:
-        rng = np.random.default_rng(0)
-        nodes.append(helper.make_node("Transpose", ["x"], ["y0"], perm=[0, 3, 1, 2]))
-        for k in range(slow):
-            shape = (64, 64 if k else 3, 7, 7)
-            constants[f"w{k}"] = rng.normal(0, 1e-3, shape).astype(np.float32)
-            nodes.append(
-                helper.make_node("Conv", [f"y{k}", f"w{k}"], [f"y{k + 1}"], pads=[3, 3, 3, 3])
-            )
-        nodes += [
-            helper.make_node("ReduceMax", [f"y{slow}"], ["most"], axes=[1], keepdims=0),
-            helper.make_node("Greater", ["most", "huge"], ["never"]),
-            helper.make_node("Cast", ["never"], ["nothing"], to=TensorProto.INT64),
-            helper.make_node("Add", ["chosen", "nothing"], ["worked"]),
-        ]
-        last = "worked"
-    nodes += [
-        helper.make_node("Cast", [last], ["labels"], to=TensorProto.UINT8),
-        helper.make_node("Mul", ["best", "none"], ["flat"]),
-        helper.make_node("Add", ["flat", "sure"], ["scores0"]),
-    ]
-    if fragile:
-        nodes += [
-            helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
-            helper.make_node("Cast", ["top"], ["place"], to=TensorProto.INT64),
-            helper.make_node("Gather", ["table", "place"], ["looked"]),  # 255 is out of the table
-            helper.make_node("Add", ["scores0", "looked"], ["scores"]),
-        ]
-    else:
-        nodes.append(helper.make_node("Identity", ["scores0"], ["scores"]))
-    graph = helper.make_graph(
-        nodes,
-        "colours",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, "height", "width", 3])],
-        [
-            helper.make_tensor_value_info("labels", TensorProto.UINT8, [1, "height", "width"]),
-            helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, "height", "width"]),
-        ],
-        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 8
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
-
-
-def write_bundle(folder, head="semantic", **network):
-    folder.mkdir(parents=True)
-    write_network(folder / GRAPH, **network)
-    save_file({"unused": np.zeros(1, np.float32)}, folder / WEIGHTS)
-    manifest = Manifest(
-        name=folder.name,
-        architecture="enet",
-        width=1.0,
-        head=head,
-        classes=CLASSES,
-        input_size=(WIDTH, HEIGHT),
-        stride=8,
-        mean=MEAN,
-        std=STD,
-        files={name: file_digest(folder / name) for name in (GRAPH, WEIGHTS)},
-    )
-    write_manifest(folder / MANIFEST, manifest)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def bundles(tmp_path_factory):
-    """Folder of test bundles."""
-    folder = tmp_path_factory.mktemp("bundles")
-    write_bundle(folder / "colours")
-    write_bundle(folder / "shifted", shift=2)  # red is a bottle here
-    write_bundle(folder / "slow", slow=2)
-    write_bundle(folder / "fragile", fragile=True)
-    write_bundle(folder / "damaged")
-    with (folder / "damaged" / GRAPH).open("ab") as stream:
-        stream.write(b"x")
-    return folder
 
 
 # --- the line -----------------------------------------------------------------------------------
@@ -256,8 +137,8 @@ class Line:
 
 
 @pytest.fixture
-def line(ros, start_node, bundles):
-    return Line(ros, start_node, bundles)
+def line(ros, start_node, colour_bundles):
+    return Line(ros, start_node, colour_bundles)
 
 
 CAMERA, MODEL = "segmenter: camera", "segmenter: model"
@@ -612,10 +493,10 @@ def test_models_are_swapped_between_images(line, ros):
     line.see(ONE, until=lambda a: a.model == "shifted")
 
 
-def test_a_path_names_a_model_too(line, bundles):
-    line.start(str(bundles / "shifted"))
+def test_a_path_names_a_model_too(line, colour_bundles):
+    line.start(str(colour_bundles / "shifted"))
     assert line.see(ONE).items[0].class_id == "bottle"
-    assert Path(line.value(MODEL, "bundle")) == bundles / "shifted"
+    assert Path(line.value(MODEL, "bundle")) == colour_bundles / "shifted"
 
 
 # --- life ---------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -132,9 +133,9 @@ def _run(args: argparse.Namespace) -> int:
     try:
         board = Board()
         with Recording(output, args.rate) as recording, _stop_requests() as requested:
-            node = _recorder(board, recording)
+            recorder = Recorder(board, recording, plan.truth is not None)
             executor = SingleThreadedExecutor()
-            executor.add_node(node)
+            executor.add_node(recorder.node)
 
             def spin() -> None:
                 with contextlib.suppress(ExternalShutdownException):
@@ -154,13 +155,13 @@ def _run(args: argparse.Namespace) -> int:
                     start(specs, output=log) as nodes,
                     contextlib.closing(Screen(board)) as screen,
                 ):
-                    problem, load = _watch(nodes, recording, board, screen, requested)
+                    problem, load = _watch(nodes, recorder, screen, requested)
             except LaunchError as error:
                 raise DemoError(str(error)) from error
             finally:
                 executor.shutdown()
                 spinner.join()
-                node.destroy_node()
+                recorder.node.destroy_node()
             stopped = requested()
     finally:
         rclpy.try_shutdown()
@@ -248,8 +249,7 @@ def _graph(args: argparse.Namespace, plan: Plan) -> list[Any]:
         "loop": plan.loop,
         "seed": args.seed,
         "wait_for_subscriber": True,
-        # So long it may take until this process hears all topics of the segmenter.
-        "start_delay": 1.5,
+        "paused": True,  # until all know each other, see Recorder.ready
     }
     if plan.annotations is not None:
         camera["truth"] = str(plan.annotations)
@@ -315,12 +315,14 @@ class Recording:
     packed: dict[tuple[str, int], tuple[bytes, tuple[int, int], str]] = field(default_factory=dict)
     """``mask`` and ``instances``: zlib of the pixels, (height, width), type."""
     unfilmed: int = 0
+    """Pictures left out of the film."""
     memory: float = 0.0
     """Most that the segmenter said to have in RAM [MB]."""
     _film: queue.Queue[tuple[int, Any] | None] = field(default_factory=lambda: queue.Queue(40))
     _pack: queue.Queue[tuple[str, int, Any] | None] = field(default_factory=queue.Queue)
     _shown: dict[int, np.ndarray] = field(default_factory=dict)
     _last: np.ndarray | None = None
+    _every: int = 1
 
     def __enter__(self) -> Recording:
         self._threads = [
@@ -351,8 +353,13 @@ class Recording:
             self.unfilmed += 1
 
     def pack(self, topic: str, stamp: int, message: Any) -> None:
-        """Keep an image of ids."""
-        self._pack.put((topic, stamp, message))
+        """Keep an image of ids, unless there are plenty."""
+        if self._chosen(stamp):
+            self._pack.put((topic, stamp, message))
+
+    def _chosen(self, stamp: int) -> bool:
+        """Whether a stamp is among those kept: a fair draw, the same for every topic."""
+        return zlib.crc32(stamp.to_bytes(8, "little")) % self._every == 0
 
     def _pack_ids(self) -> None:
         from waste_seg_ros.nodes.images import to_array
@@ -363,6 +370,9 @@ class Recording:
             ids = to_array(message)
             shape = (ids.shape[0], ids.shape[1])
             self.packed[topic, stamp] = (zlib.compress(ids.tobytes(), 1), shape, ids.dtype.str)
+            if len(self.packed) > 8 * MEASURED:
+                self._every *= 2
+                self.packed = {k: v for k, v in self.packed.items() if self._chosen(k[1])}
 
     def ids(self, topic: str, stamp: int) -> np.ndarray | None:
         """An image of ids that came."""
@@ -418,50 +428,99 @@ def _letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return canvas
 
 
-def _recorder(board: Any, recording: Recording) -> Any:
-    """Make the node that hears all there is."""
-    import rclpy
-    from diagnostic_msgs.msg import DiagnosticArray
-    from rclpy.qos import QoSProfile
-    from rclpy.time import Time
-    from sensor_msgs.msg import CameraInfo, Image
+class Recorder:
+    """The node that hears all there is, and lets the camera begin."""
 
-    from waste_seg_ros.msg import WasteItemArray
+    def __init__(self, board: Any, recording: Recording, truth: bool) -> None:
+        import rclpy
+        from diagnostic_msgs.msg import DiagnosticArray
+        from rcl_interfaces.srv import SetParameters
+        from sensor_msgs.msg import CameraInfo, Image
 
-    node = rclpy.create_node("demo")
-    every = QoSProfile(depth=100)
+        from waste_seg_ros.msg import WasteItemArray
 
-    def stamp(message: Any) -> int:
-        return int(Time.from_msg(message.header.stamp).nanoseconds)
+        self.board, self.recording = board, recording
+        self.node = rclpy.create_node("demo")
+        self._matched: dict[str, int] = {}
+        self._truth = truth
+        self._subscribe(WasteItemArray, "items", self._on_items)
+        self._subscribe(CameraInfo, "camera_info", lambda m: recording.published.append(_stamp(m)))
+        self._subscribe(Image, "overlay", lambda m: recording.film(_stamp(m), m))
+        for topic in ("mask", "instances") if truth else ():
+            self._subscribe(Image, topic, functools.partial(self._on_ids, topic))
+        if truth:
+            self._subscribe(WasteItemArray, "truth/items", self._on_name)
+        self._begin = self.node.create_client(SetParameters, "camera/set_parameters")
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
-    def on_items(array: Any) -> None:
-        key = stamp(array)
-        recording.latencies[key] = board.add_items(array, node.get_clock().now())
+    def _subscribe(self, kind: Any, topic: str, callback: Callable[[Any], None]) -> None:
+        from rclpy.event_handler import SubscriptionEventCallbacks
+        from rclpy.qos import QoSProfile
+
+        def matched(event: Any) -> None:
+            self._matched[topic] = event.current_count
+
+        self._matched[topic] = 0
+        events = SubscriptionEventCallbacks(matched=matched)
+        self.node.create_subscription(
+            kind, topic, callback, QoSProfile(depth=100), event_callbacks=events
+        )
+
+    def ready(self) -> bool:
+        """Whether nothing that is published from now on is lost: both ends know of each other."""
+        health = self.board.health()
+        values: dict[str, str] = {}
+        for name in ("segmenter: output", "camera: source"):
+            if name not in health:
+                return False
+            values |= health[name].values
+        wanted = {topic: 1 for topic in self._matched}
+        wanted |= {"camera_info": 2, "image_raw": 1}  # the segmenter's are among them
+        known = {topic: int(values.get(f"subscribers of {topic}", 0)) for topic in wanted}
+        return all(self._matched.values()) and all(known[t] >= n for t, n in wanted.items())
+
+    def begin(self) -> None:
+        """Let the camera take pictures.
+
+        Raises:
+            DemoError: the camera does not answer.
+        """
+        from rcl_interfaces.srv import SetParameters
+        from rclpy.parameter import Parameter
+
+        value = Parameter("paused", value=False).to_parameter_msg()
+        future = self._begin.call_async(SetParameters.Request(parameters=[value]))
+        end = time.monotonic() + 10.0
+        while not future.done():
+            if time.monotonic() > end:
+                raise DemoError("the camera does not answer")
+            time.sleep(0.01)
+
+    def _on_items(self, array: Any) -> None:
+        key, recording = _stamp(array), self.recording
+        recording.latencies[key] = self.board.add_items(array, self.node.get_clock().now())
         recording.arrivals[key] = time.monotonic()
         names = ("transport", "conversion", "inference", "extraction", "total")
         recording.stages[key] = {name: getattr(array.latency, name) for name in names}
         recording.kinds[key] = {item.track_id: item.class_id for item in array.items}
 
-    def on_diagnostics(array: Any) -> None:
-        board.add_diagnostics(array)
-        for health in board.health().values():
+    def _on_ids(self, topic: str, message: Any) -> None:
+        self.recording.pack(topic, _stamp(message), message)
+
+    def _on_name(self, array: Any) -> None:
+        self.recording.names[_stamp(array)] = array.model
+
+    def _on_diagnostics(self, array: Any) -> None:
+        self.board.add_diagnostics(array)
+        for health in self.board.health().values():
             with contextlib.suppress(KeyError, ValueError):
-                recording.memory = max(recording.memory, float(health.values["memory [MB]"]))
+                memory = float(health.values["memory [MB]"])
+                self.recording.memory = max(self.recording.memory, memory)
 
-    def on_name(array: Any) -> None:
-        recording.names[stamp(array)] = array.model
 
-    def subscribe(kind: Any, topic: str, callback: Callable[[Any], None], qos: Any = every) -> None:
-        node.create_subscription(kind, topic, callback, qos)
-
-    subscribe(WasteItemArray, "items", on_items)
-    subscribe(CameraInfo, "camera_info", lambda m: recording.published.append(stamp(m)))
-    subscribe(WasteItemArray, "truth/items", on_name)
-    subscribe(Image, "overlay", lambda m: recording.film(stamp(m), m))
-    subscribe(Image, "mask", lambda m: recording.pack("mask", stamp(m), m))
-    subscribe(Image, "instances", lambda m: recording.pack("instances", stamp(m), m))
-    subscribe(DiagnosticArray, "/diagnostics", on_diagnostics)
-    return node
+def _stamp(message: Any) -> int:
+    stamp = message.header.stamp
+    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -481,36 +540,39 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def _watch(
-    nodes: Supervisor,
-    recording: Recording,
-    board: Any,
-    screen: Any,
-    requested: Callable[[], bool],
+    nodes: Supervisor, recorder: Recorder, screen: Any, requested: Callable[[], bool]
 ) -> tuple[str, dict[str, float]]:
     """Show what passes until the camera has ended.
 
     Returns:
         what went wrong, or "", and the processor time used by each process [s].
     """
+    recording = recorder.recording
     used: dict[str, float] = {}
-    begin = time.monotonic()
+    started = changed = time.monotonic()
+    begun = False
     ended = math.inf
+    heard: tuple[int, ...] = ()
     while not requested():
         time.sleep(0.25)
         screen.refresh()
         used |= _processor_seconds(nodes)
         now = time.monotonic()
-        if problem := _problem(nodes, recording, board, now - begin):
+        if problem := _problem(nodes, recording, recorder.board, now - started):
             return problem, used
+        if not begun and recorder.ready():
+            recorder.begin()
+            begun = True
+        counts = (len(recording.published), len(recording.arrivals), len(recording.packed))
+        if counts != heard:
+            heard, changed = counts, now
         if ended == math.inf and "camera" in nodes.exit_codes:
             ended = now
-        # After the camera's last picture its items have some time to arrive.
-        last = recording.published[-1] if recording.published else None
-        if ended < math.inf and (last in recording.arrivals or now - ended > 2.0):
+        # After the camera's last picture all that is on its way may still arrive.
+        if now - max(ended, changed) > 1.0:
             break
     if not recording.arrivals and not requested():
         return "no items came", used
-    time.sleep(0.3)  # mask and overlay of the last picture come after its items
     return "", used
 
 

@@ -400,6 +400,7 @@ class Camera(Node):
         self._wait = declare(
             self, "wait_for_subscriber", False, "Start when somebody subscribes.", **once
         )
+        self._paused = declare(self, "paused", False, "Hold the belt, and take no pictures.")
         self.add_on_set_parameters_callback(self._on_parameters)
 
         self._name = source
@@ -418,11 +419,12 @@ class Camera(Node):
         options = {"qos_overriding_options": QoSOverridingOptions.with_default_policies()}
         self._image = self.create_publisher(Image, "image_raw", reliable, **options)
         self._info = self.create_publisher(CameraInfo, "camera_info", reliable, **options)
-        self._has_truth = source == "synthetic" or bool(truth)
-        if self._has_truth:
+        self._publishers_made = [self._image, self._info]
+        if source == "synthetic" or truth:
             self._labels = self.create_publisher(Image, "truth/labels", reliable)
             self._instances = self.create_publisher(Image, "truth/instances", reliable)
             self._items = self.create_publisher(WasteItemArray, "truth/items", 10)
+            self._publishers_made += [self._labels, self._instances, self._items]
 
         self._published = Rate()
         self._missed = 0
@@ -437,6 +439,8 @@ class Camera(Node):
         for parameter in parameters:
             if parameter.name == "rate":
                 self._period = 1.0 / parameter.value
+            elif parameter.name == "paused":
+                self._paused = parameter.value
         return SetParametersResult(successful=True)
 
     def close(self) -> bool:
@@ -476,6 +480,11 @@ class Camera(Node):
         effort = 0.0  # smoothed time that a picture takes [s]
         while not self._stop.is_set():
             begin = time.monotonic()
+            if self._paused:
+                while self._paused and not self._stop.wait(0.02):
+                    pass
+                held = time.monotonic() - max(due, begin)
+                start, due, begin = start + held, due + held, time.monotonic()
             picture = self._source.take(due - start)
             if picture is None:
                 break
@@ -567,15 +576,20 @@ class Camera(Node):
             )
         if self._source.skipped:
             findings.append((WARN, f"{self._source.skipped} pictures could not be read"))
-        if not findings:
+        if not findings and self._paused:
+            findings.append((OK, "paused"))
+        elif not findings:
             findings.append((OK, f"{rate:.1f} pictures/s from {self._name}"))
-        values = {
+        values: dict[str, object] = {
             "source": self._name,
             "published": self._published.count,
             "rate [Hz]": rate,
             "missed moments": self._missed,
             "unreadable": self._source.skipped,
         }
+        for publisher in self._publishers_made:
+            topic = publisher.topic_name.removeprefix(self.get_namespace().rstrip("/") + "/")
+            values[f"subscribers of {topic}"] = publisher.get_subscription_count()
         return [status(f"{self.get_name()}: source", self._name, findings, values)]
 
 

@@ -92,7 +92,7 @@ class Board:
         """Speed and latency in one line."""
         p50, p99 = (1e3 * self.latency.percentile(percent) for percent in (50, 99))
         if not self.frames.count:
-            return "no items yet"
+            return "waiting for items"
         return (
             f"{self.frames.hertz():5.1f} images/s   latency p50 {p50:.0f} ms, p99 {p99:.0f} ms   "
             f"{self.frames.count} images, {self.dropped()} dropped"
@@ -104,6 +104,8 @@ class Board:
             array = self._array
         items = [] if array is None else array.items
         named = ", ".join(f"{item.class_id} {_place(item)}" for item in items[:ROWS])
+        if array is None:
+            return self.figures()
         return f"{self.figures()}   {len(items)} items{': ' if named else ''}{named}"
 
     def view(self) -> Group:
