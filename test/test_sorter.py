@@ -15,13 +15,20 @@ NEEDED = (
     "awk bash cat cut df dirname env find flock g++ git grep make cmake mkdir mv rm sed sha256sum "
     "sort tail tee touch tr uname"
 )
+NO_INDEX = {
+    "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+    "PIP_EXTRA_INDEX_URL": "",
+    "PIP_FIND_LINKS": "",
+    "PIP_CONFIG_FILE": os.devnull,
+    "PIP_RETRIES": "0",
+}
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """A function that runs ./sorter setup in a fresh checkout with some programs changed.
 
-    fakes: program name to its script, or to None where it is not installed.
+    fakes: program name to its script, or to None where it is not installed. No index is in reach.
     """
     checkout = tmp_path / "checkout"
     checkout.mkdir()
@@ -31,7 +38,7 @@ def machine(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     programs.mkdir()
 
     def run(
-        fakes: dict[str, str | None] | None = None, **variables: str
+        fakes: dict[str, str | None] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         fakes = fakes or {}
         python = shutil.which("python3")
@@ -46,7 +53,7 @@ def machine(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
                 (programs / name).chmod(0o755)
         return subprocess.run(
             [checkout / "sorter", "setup"],
-            env={"PATH": str(programs), "HOME": str(tmp_path), **variables},
+            env={"PATH": str(programs), "HOME": str(tmp_path), **NO_INDEX},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -95,9 +102,11 @@ def test_on_another_processor_it_points_to_apt(machine) -> None:
 def test_a_python_in_parts_is_named(machine, absent: str, package: str) -> None:
     """Debian packages venv and the headers apart."""
     python = shutil.which("python3")
-    result = machine(
-        {"python3": f'case "$*" in *{absent}*) exit 1 ;; *) exec "{python}" "$@" ;; esac'}
+    fake = (
+        f'case "$*" in *_base_executable*) echo "$0" ;; *{absent}*) exit 1 ;; '
+        f'*) exec "{python}" "$@" ;; esac'
     )
+    result = machine({"python3": fake})
     assert result.returncode == 1
     assert f"-{package}\n" in result.stderr
     assert "apt-get install python3.1" in result.stderr
@@ -112,14 +121,7 @@ def test_a_full_disk_is_named(machine) -> None:
 def test_an_unreachable_index_is_named_and_leaves_nothing_half_done(
     machine, tmp_path: Path
 ) -> None:
-    settings = {
-        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
-        "PIP_EXTRA_INDEX_URL": "",
-        "PIP_FIND_LINKS": "",
-        "PIP_CONFIG_FILE": os.devnull,
-        "PIP_RETRIES": "0",
-    }
-    result = machine(**settings)
+    result = machine()
     assert result.returncode == 1
     assert "pip could not install requirements.lock" in result.stderr
     assert "check the network" in result.stderr
