@@ -141,11 +141,24 @@ def test_a_contradiction_on_the_command_line_is_an_error(capsys) -> None:
     assert "camera:=false" in capsys.readouterr().err
 
 
-def test_the_shipped_parameter_files_fit_their_nodes() -> None:
-    for node in sorter_graph():
-        text = yaml.safe_load(Path(node.parameter_files[0]).read_text())
-        assert list(text) == [f"/**/{node.name}"]
-        assert list(text[f"/**/{node.name}"]) == ["ros__parameters"]
+@pytest.mark.parametrize("name", ["camera", "segmenter"])
+def test_the_shipped_parameter_files_show_the_defaults(ros, start_node, name: str) -> None:
+    """Each value is that of a node that was started without the file."""
+    from rcl_interfaces.srv import GetParameters
+    from rclpy.parameter import parameter_value_to_python
+
+    (node,) = (spec for spec in sorter_graph() if spec.name == name)
+    text = yaml.safe_load(Path(node.parameter_files[0]).read_text())
+    shipped = text[f"/**/{name}"]["ros__parameters"]
+
+    start_node(name, {"autostart": False} if name == "segmenter" else {})
+    request = GetParameters.Request(names=list(shipped))
+    response = ros.call(GetParameters, f"/{name}/get_parameters", request)
+    declared = map(parameter_value_to_python, response.values)
+    values = dict(zip(shipped, declared, strict=True))
+    values.pop("autostart", None)
+    assert values == {key: value for key, value in shipped.items() if key in values}
+    assert shipped.get("autostart", True) is True
 
 
 def test_the_launch_file_takes_arguments_and_nodes_from_the_graph() -> None:
