@@ -12,6 +12,7 @@ unpickled. torch is imported only by what handles weights.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import os
@@ -533,19 +534,26 @@ def _plain(value: Any) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------
-# For the command line
+# Command line
 
 
-def print_bundles() -> None:
-    """Prints a line for each bundle on the search path, broken ones with what is wrong."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``waste-seg models`` takes no options."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a line for each bundle on the search path, broken ones with what is wrong."""
+    broken = False
     for path in list_bundles():
         try:
             manifest = open_bundle(path).manifest
         except BundleError as error:
             print(f"{path.name}: {error}", file=sys.stderr)
+            broken = True
             continue
         width, height = manifest.input_size
         print(
             f"{manifest.name:24s} {manifest.architecture} {manifest.head:9s} {width}x{height}  "
             f"{', '.join(manifest.classes)}"
         )
+    return int(broken)
