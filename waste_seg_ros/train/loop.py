@@ -82,6 +82,7 @@ class TrainConfig:
     clip: float = 5.0
     ema: float = 0.998
     gamma: float = 2.0
+    dropout: float = 0.0
     class_balance: float = 0.5
     bf16: bool = True
     compile: bool = False
@@ -248,6 +249,13 @@ def normalise(image: Tensor) -> Tensor:
     """(N, H, W, 3) uint8 RGB to (N, 3, H, W) float32 as the networks take it (channels last)."""
     mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
     return ((image.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def scale_dropout(model: nn.Module, factor: float) -> None:
+    """Multiplies the dropout rates of ``model``'s blocks by ``factor``, in place."""
+    for module in model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = module.dropout * factor
 
 
 class Average:
@@ -537,6 +545,8 @@ def check_config(config: TrainConfig) -> None:
     ):
         if getattr(config, name) < least:
             raise TrainingError(f"{name} must be at least {least}, not {getattr(config, name)}")
+    if not 0 <= config.dropout <= 5:
+        raise TrainingError(f"dropout must be 0 to 5, not {config.dropout}")
     for name in ("lr", "clip", "checkpoint_seconds"):
         if not (getattr(config, name) > 0 and math.isfinite(getattr(config, name))):
             raise TrainingError(f"{name} must be above 0, not {getattr(config, name)}")
@@ -614,6 +624,7 @@ def train(
     model = build_model(config.architecture, config.heads, config.classes, config.width)
     if config.init and not resume:
         _start_from(model, config.init, quiet)
+    scale_dropout(model, config.dropout)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(model, config)
     average = Average(model, config.ema)
@@ -852,6 +863,7 @@ _HELP = {
     "clip": "largest norm of the gradient",
     "ema": "decay of the moving average of the weights",
     "gamma": "exponent of the focal losses",
+    "dropout": "factor on the paper's dropout rates; endless synthetic data needs none",
     "class_balance": "0: pixels count alike, 1: classes do",
     "bf16": "bfloat16 where it is safe",
     "compile": "torch.compile (needs a C++ compiler; minutes to start, then faster)",
