@@ -1,0 +1,261 @@
+"""Backends: one graph, the same answers on every runtime."""
+
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from waste_seg_ros.data.synthetic import synthetic_sample
+from waste_seg_ros.models import HEADS, build_model
+from waste_seg_ros.runtime import backends
+from waste_seg_ros.runtime.backends import BackendError, input_size_for, load_backend
+from waste_seg_ros.runtime.bundle import MEAN, STD, BundleError, open_bundle, save_bundle
+from waste_seg_ros.runtime.export import Deploy, check_graph, deploy
+
+RUNTIMES = [
+    pytest.param(
+        kind,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(kind) is None, reason=f"{kind} is not installed"
+        ),
+    )
+    for kind in ("openvino", "onnxruntime", "torch")
+]
+SIZE = (96, 64)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = build_model("enet", HEADS, ("a", "b", "c"), width=0.5)
+    # Statistics of real images, so that the outputs vary over the frame.
+    model.train()
+    frames = np.stack([synthetic_sample(5, i, SIZE).image for i in range(8)])
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255.0 * 4 - 2)
+        model.instance.centers.weight.mul_(5)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def bundles(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles")
+    return {h: save_bundle(folder / h, model, head=h, input_size=SIZE) for h in HEADS}
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return synthetic_sample(5, 3, SIZE).image
+
+
+def expected(model, head, frame):
+    """Plain steps in float64 from the model's logits."""
+    x = (frame / 255.0 - np.array(MEAN)) / np.array(STD)
+    x = torch.from_numpy(x.transpose(2, 0, 1)[None].astype(np.float32))
+    with torch.inference_mode():
+        out = {k: v[0].double().numpy() for k, v in model(x).items()}
+    if head == "binary":
+        p = 1 / (1 + np.exp(-out["binary"][0]))
+        return (p > 0.5).astype(np.uint8), np.maximum(p, 1 - p), None, None
+    e = np.exp(out["semantic"])
+    p = e / e.sum(0)
+    labels, scores = p.argmax(0).astype(np.uint8), p.max(0)
+    if head == "semantic":
+        return labels, scores, None, None
+    heat = 1 / (1 + np.exp(-out["centers"][0]))
+    padded = np.pad(heat, 1)
+    h, w = heat.shape
+    windows = [padded[i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return labels, scores, np.where(heat >= np.max(windows, 0), heat, 0), out["offsets"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("kind", RUNTIMES)
+def test_every_backend_gives_what_the_model_says(kind, head, bundles, model, frame):
+    backend = load_backend(bundles[head], kind, threads=1)
+    assert (backend.name, backend.input_size) == (kind, SIZE)
+    found = backend.predict(frame)
+    labels, scores, centers, offsets = expected(model, head, frame)
+    assert found.labels.dtype == np.uint8
+    assert found.scores.dtype == np.float32
+    assert found.labels.shape == found.scores.shape == (64, 96)
+    assert len(np.unique(labels)) > 1, "a frame of one label tests nothing"
+    assert (found.labels == labels).mean() >= 0.995
+    assert np.abs(found.scores - scores).mean() < 1e-3
+    if head != "instance":
+        assert found.centers is None
+        assert found.offsets is None
+        return
+    assert found.centers.shape == (16, 24)
+    assert found.offsets.shape == (2, 16, 24)
+    assert np.count_nonzero(centers) > 3
+    assert ((found.centers > 0) == (centers > 0)).mean() > 0.99
+    assert np.abs(found.offsets - offsets).max() < 1e-2
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+def test_other_sizes_of_the_stride_run(kind, bundles):
+    size = (72, 104)
+    image = synthetic_sample(5, 4, size).image
+    backend = load_backend(bundles["instance"], kind, size, threads=1)
+    found = backend.predict(image)
+    assert found.labels.shape == (104, 72)
+    assert found.centers.shape == (26, 18)
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+def test_predictions_do_not_change_with_the_next_one(kind, bundles, frame):
+    backend = load_backend(bundles["instance"], kind, threads=1)
+    first = backend.predict(frame)
+    kept = [np.copy(a) for a in (first.labels, first.scores, first.centers, first.offsets)]
+    backend.predict(np.ascontiguousarray(frame[::-1, ::-1]))
+    for before, now in zip(
+        kept, (first.labels, first.scores, first.centers, first.offsets), strict=True
+    ):
+        assert np.array_equal(before, now)
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+def test_views_are_taken_as_they_look(kind, bundles, frame):
+    backend = load_backend(bundles["semantic"], kind, threads=1)
+    flipped = frame[:, ::-1]
+    assert not flipped.flags.c_contiguous
+    found = backend.predict(flipped)
+    assert np.array_equal(found.labels, backend.predict(flipped.copy()).labels)
+
+
+@pytest.mark.parametrize("kind", RUNTIMES)
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((64, 88, 3), np.uint8),
+        np.zeros((64, 96), np.uint8),
+        np.zeros((64, 96, 4), np.uint8),
+        np.zeros((64, 96, 3), np.float32),
+    ],
+)
+def test_a_wrong_image_is_refused_with_what_was_expected(kind, image, bundles):
+    backend = load_backend(bundles["semantic"], kind, threads=1)
+    with pytest.raises(BackendError, match=r"expected \(64, 96, 3\) uint8 RGB"):
+        backend.predict(image)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "tensorrt"}, "unknown backend 'tensorrt'; known: auto, openvino"),
+        ({"input_size": (100, 64)}, "input size 100x64: semantic takes multiples of 8"),
+        ({"input_size": (0, 64)}, "input size 0x64"),
+        ({"threads": -1}, "threads must be"),
+        ({"precision": "int4"}, "unknown precision 'int4'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(options, message, bundles):
+    with pytest.raises(BackendError, match=message):
+        load_backend(bundles["semantic"], **options)
+
+
+def test_auto_falls_back_and_says_why(bundles, frame, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "openvino", None)  # import openvino now fails
+    with caplog.at_level(logging.WARNING):
+        backend = load_backend(bundles["semantic"], "auto")
+    assert backend.name == backends.AUTO_ORDER[1]
+    assert "openvino is not installed" in caplog.text
+    assert "running on onnxruntime instead" in caplog.text
+    assert backend.predict(frame).labels.shape == (64, 96)
+    with pytest.raises(BackendError, match="pip install openvino"):
+        load_backend(bundles["semantic"], "openvino")
+
+
+def test_auto_without_any_runtime_lists_the_reasons(bundles, monkeypatch):
+    for name in ("openvino", "onnxruntime", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        BackendError, match=r"no backend can be had: .*openvino.*onnxruntime.*torch"
+    ):
+        load_backend(bundles["semantic"])
+
+
+@pytest.mark.parametrize("kind", [k for k in RUNTIMES if k.values[0] != "torch"])
+def test_a_graph_that_is_none_is_named(kind, bundles, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    broken = replace(bundles["semantic"], path=tmp_path)
+    with pytest.raises(BackendError, match=r"model\.onnx"):
+        load_backend(broken, kind)
+
+
+@pytest.mark.parametrize("kind", [k for k in RUNTIMES if k.values[0] != "torch"])
+def test_light_backends_do_not_import_torch(kind, bundles):
+    code = (
+        "import sys, numpy as np\n"
+        "from waste_seg_ros.runtime.bundle import open_bundle\n"
+        "from waste_seg_ros.runtime.backends import load_backend\n"
+        f"backend = load_backend(open_bundle({str(bundles['instance'].path)!r}), {kind!r})\n"
+        "backend.predict(np.zeros((64, 96, 3), np.uint8))\n"
+        "print(backend.name, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [kind, "False"]
+
+
+@pytest.mark.parametrize(
+    ("image_size", "expected_size"),
+    [
+        ((640, 480), (320, 240)),
+        ((320, 240), (320, 240)),
+        ((480, 640), (240, 320)),
+        ((1024, 576), (368, 208)),
+        ((1920, 1080), (368, 208)),
+        ((64, 48), (320, 240)),
+        ((50000, 10), (19592, 16)),
+    ],
+)
+def test_the_input_size_keeps_the_cameras_aspect(image_size, expected_size, bundles):
+    manifest = replace(bundles["semantic"].manifest, input_size=(320, 240))
+    size = input_size_for(image_size, manifest)
+    assert size == expected_size
+    assert size[0] % 8 == size[1] % 8 == 0
+
+
+def test_an_empty_image_size_is_refused(bundles):
+    with pytest.raises(BackendError, match="0x480"):
+        input_size_for((0, 480), bundles["semantic"].manifest)
+
+
+def test_the_first_of_equal_logits_wins_as_in_argmax():
+    from waste_seg_ros.runtime.export import _likeliest
+
+    logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 1.0], [0.0, 0.0, 0.0]]).t()[None, :, :, None]
+    labels, scores = _likeliest(logits)
+    assert labels[0, :, 0].tolist() == logits.argmax(1)[0, :, 0].tolist() == [1, 0, 0]
+    assert torch.allclose(scores, logits.softmax(1).amax(1))
+
+
+def test_an_export_that_differs_is_refused(model, bundles):
+    other = Deploy(model, "semantic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
+    path = bundles["semantic"].path / "model.onnx"
+    check_graph(deploy(model, bundles["semantic"].manifest), path, SIZE)
+    with pytest.raises(BundleError, match="of the pixels of a 96x64 test frame"):
+        check_graph(other, path, SIZE)
+
+
+def test_bench_writes_its_figures(bundles, tmp_path, capsys):
+    from waste_seg_ros.cli import main
+
+    output = tmp_path / "bench.json"
+    arguments = ["bench", "--model", str(bundles["binary"].path), "--runs", "5", "--threads", "1"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert report["model"] == open_bundle(bundles["binary"].path).reference
+    assert report["size"] == list(SIZE)
+    for figures in report["backends"].values():
+        assert 0 < figures["min_ms"] <= figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"]
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in report["backends"])
