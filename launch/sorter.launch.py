@@ -48,7 +48,12 @@ def _nodes(context: LaunchContext) -> list[Node]:
 def generate_launch_description() -> LaunchDescription:
     """Describe the launch."""
     declared = [
-        DeclareLaunchArgument(a.name, default_value=_text(a.default), description=a.help)
+        DeclareLaunchArgument(
+            a.name,
+            default_value=_text(a.default),
+            # Not as choices, which would have to include the default.
+            description=a.help + (f": {', '.join(a.choices)}" if a.choices else ""),
+        )
         for a in ARGUMENTS
     ]
     return LaunchDescription([*declared, OpaqueFunction(function=_nodes)])
