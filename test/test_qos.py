@@ -3,6 +3,7 @@
 A QoS mismatch was nothing but silence (yolact_ros 14).
 """
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (source its setup file, or use ./sorter test)")
@@ -45,23 +46,12 @@ def diagnostics(ros):
     return Diagnostics(ros)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A bundle with random weights: what it finds does not matter here."""
-    import torch
-
-    from waste_seg_ros.models import build_model
-    from waste_seg_ros.runtime.bundle import save_bundle
-
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("bundles") / "random"
-    save_bundle(path, build_model("enet", "semantic", width=0.25).eval(), input_size=(64, 48))
-    return path
+@pytest.fixture
+def model(colour_bundles):
+    return colour_bundles / "colours"
 
 
 def image():
-    import numpy as np
-
     return to_image(np.zeros((48, 64, 3), np.uint8), "rgb8", Header(frame_id="camera"))
 
 
@@ -69,7 +59,7 @@ def image():
 def test_cameras_of_either_reliability_are_heard(ros, start_node, model, qos):
     items = ros.collect(WasteItemArray, "items")
     camera = ros.node.create_publisher(Image, "image_raw", qos)
-    start_node("segmenter", {"model": model})
+    start_node("segmenter", {"model": model, "backend": "onnxruntime"})
 
     def shown():
         camera.publish(image())
@@ -82,7 +72,11 @@ def test_camera_that_does_not_fit_is_told_of(ros, start_node, diagnostics, model
     camera = ros.node.create_publisher(Image, "image_raw", BEST_EFFORT)
     node = start_node(
         "segmenter",
-        {"model": model, "qos_overrides./image_raw.subscription.reliability": "reliable"},
+        {
+            "model": model,
+            "backend": "onnxruntime",
+            "qos_overrides./image_raw.subscription.reliability": "reliable",
+        },
     )
     words = ("incompatible QoS", "/image_raw", "RELIABILITY")
     diagnostics.expect("segmenter: camera", DiagnosticStatus.ERROR, *words)
@@ -112,14 +106,14 @@ def test_listener_that_does_not_fit_is_told_of(ros, start_node, diagnostics, mod
     ros.collect(
         WasteItemArray, "items", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     )
-    start_node("segmenter", {"model": model})
+    start_node("segmenter", {"model": model, "backend": "onnxruntime"})
     words = ("incompatible QoS", "/items", "DURABILITY", "qos_overrides./items.publisher")
     diagnostics.expect("segmenter: output", DiagnosticStatus.ERROR, *words)
 
 
 def test_images_of_another_type_are_told_of(ros, start_node, diagnostics, model):
     ros.node.create_publisher(CompressedImage, "image_raw", 10)
-    start_node("segmenter", {"model": model})
+    start_node("segmenter", {"model": model, "backend": "onnxruntime"})
     words = ("/test", "/image_raw", "sensor_msgs/msg/CompressedImage", "image_transport")
     diagnostics.expect("segmenter: camera", DiagnosticStatus.ERROR, *words)
 
@@ -143,7 +137,11 @@ def test_items_qos_can_be_overridden(ros, start_node, diagnostics, model):
     camera = ros.node.create_publisher(Image, "image_raw", RELIABLE)
     start_node(
         "segmenter",
-        {"model": model, "qos_overrides./items.publisher.durability": "transient_local"},
+        {
+            "model": model,
+            "backend": "onnxruntime",
+            "qos_overrides./items.publisher.durability": "transient_local",
+        },
     )
 
     def shown():
@@ -151,4 +149,4 @@ def test_items_qos_can_be_overridden(ros, start_node, diagnostics, model):
         return ros.spin_until(lambda: items, 0.2)
 
     assert ros.spin_until(shown, 60)
-    assert diagnostics.newest("segmenter: output").level == DiagnosticStatus.OK
+    diagnostics.expect("segmenter: output", DiagnosticStatus.OK)

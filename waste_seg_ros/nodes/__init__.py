@@ -57,11 +57,7 @@ def run_node(make: Callable[[], Any], args: Sequence[str] | None = None, threads
     """
     import rclpy
     import rclpy.exceptions
-    from rclpy.executors import (
-        ExternalShutdownException,
-        MultiThreadedExecutor,
-        SingleThreadedExecutor,
-    )
+    from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor
 
     # rclpy's own handlers end the context on both signals and then call the one that was there
     # before. Python's raises KeyboardInterrupt wherever the program happens to be.
@@ -81,8 +77,6 @@ def run_node(make: Callable[[], Any], args: Sequence[str] | None = None, threads
         while rclpy.ok() and node.exit_code is None:
             executor.spin_once()
         code = node.exit_code or 0
-    except ExternalShutdownException:
-        pass
     except NodeError as error:
         rclpy.logging.get_logger("waste_seg_ros").fatal(str(error))
         code = 1
@@ -93,6 +87,10 @@ def run_node(make: Callable[[], Any], args: Sequence[str] | None = None, threads
     ) as error:
         rclpy.logging.get_logger("waste_seg_ros").fatal(f"parameter: {error}")
         code = 2
+    except Exception:
+        # A signal ends the context at any moment, and rclpy then raises one thing or another.
+        if rclpy.ok():
+            raise
     finally:
         if node is not None:
             stopped = node.close()

@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from waste_seg_ros.perception.items import ItemParams
-from waste_seg_ros.runtime.backends import Backend, Prediction, input_size_for, load_backend
+from waste_seg_ros.runtime.backends import (
+    Backend,
+    BackendError,
+    Prediction,
+    input_size_for,
+    load_backend,
+)
 from waste_seg_ros.runtime.bundle import HEADS, Bundle, open_bundle
 
-BACKENDS = ("auto", "openvino", "onnxruntime", "torch")
 # In this order each head tells all that those before it tell.
 assert HEADS == ("binary", "semantic", "instance")
 
@@ -123,14 +128,11 @@ def load(request: Request, image_size: tuple[int, int] | None) -> Model:
         backend = load_backend(bundle, request.backend, input_size=size, threads=request.threads)
         width, height = backend.input_size
         backend.predict(np.zeros((height, width, 3), np.uint8))
-    except ImportError as error:
-        raise ModelError(
-            f"backend: '{request.backend}' is not installed ({error}); "
-            "install it, or set backend to auto"
-        ) from error
+    except BackendError as error:
+        raise ModelError(str(error)) from error
     except Exception as error:  # runtimes raise errors of their own
         raise ModelError(
-            f"backend: '{request.backend}' cannot run model '{manifest.name}': {error}"
+            f"backend {request.backend} cannot run model '{manifest.name}': {error}"
         ) from error
     return Model(request, bundle, backend, head)
 

@@ -57,7 +57,6 @@ from waste_seg_ros.nodes.diagnostics import (
 )
 from waste_seg_ros.nodes.images import ImageError, require_decompression, to_image, to_rgb
 from waste_seg_ros.nodes.loading import (
-    BACKENDS,
     Model,
     ModelError,
     Request,
@@ -69,7 +68,7 @@ from waste_seg_ros.nodes.loading import (
 from waste_seg_ros.nodes.messages import belt_plane, is_calibrated, item_message, markers
 from waste_seg_ros.perception.draw import draw_overlay
 from waste_seg_ros.perception.items import Item, ItemParams, extract_items
-from waste_seg_ros.runtime.backends import Prediction, input_size_for
+from waste_seg_ros.runtime.backends import KINDS, Prediction, input_size_for
 from waste_seg_ros.runtime.bundle import HEADS
 from waste_seg_ros.srv import SelectModel
 
@@ -197,7 +196,7 @@ class Segmenter(LifecycleNode):
             "",
             "What the model is used as: binary, semantic or instance; '': as the bundle says.",
         )
-        declare(self, "backend", "auto", f"What runs the network: {', '.join(BACKENDS)}.")
+        declare(self, "backend", "auto", f"What runs the network: {', '.join(KINDS)}.")
         declare(self, "threads", 0, "Threads of the network; 0: all cores.", low=0, high=256)
         for side in ("width", "height"):
             declare(
@@ -288,8 +287,8 @@ class Segmenter(LifecycleNode):
         request = Request(**self._values(names, changes))
         if request.head and request.head not in HEADS:
             raise ModelError(f"head: '{request.head}' is none of {', '.join(HEADS)} or ''")
-        if request.backend not in BACKENDS:
-            raise ModelError(f"backend: '{request.backend}' is none of {', '.join(BACKENDS)}")
+        if request.backend not in KINDS:
+            raise ModelError(f"backend: '{request.backend}' is none of {', '.join(KINDS)}")
         return request
 
     def _check_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
