@@ -254,8 +254,9 @@ def normalise(image: Tensor) -> Tensor:
 def scale_dropout(model: nn.Module, factor: float) -> None:
     """Multiplies the dropout rates of ``model``'s blocks by ``factor``, in place."""
     for module in model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = module.dropout * factor
+        rate = getattr(module, "dropout", None)
+        if isinstance(rate, float):
+            setattr(module, "dropout", rate * factor)  # noqa: B010 (nn.Module types it as a module)
 
 
 class Average:
