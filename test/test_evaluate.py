@@ -18,10 +18,13 @@ from waste_seg_ros.train import evaluate as module
 from waste_seg_ros.train.evaluate import (
     add_arguments,
     as_head,
+    bundle_predictor,
     evaluate,
+    evaluate_model,
     format_report,
     headline,
     instance_classes,
+    model_predictor,
     open_dataset,
     read_names,
     rename_labels,
@@ -251,3 +254,41 @@ def test_command_reports_and_writes_json(capsys, tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["figures.json"]
     assert command(*words, "--head", "instance") == 1
     assert "semantic" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch = pytest.importorskip("torch", reason="networks in training need torch")
+    from waste_seg_ros.models import build_model
+
+    torch.manual_seed(0)
+    return build_model("enet", ("binary", "semantic", "instance"), width=0.25)
+
+
+@pytest.mark.parametrize("head", ["binary", "semantic", "instance"])
+def test_a_network_in_training_is_measured_and_goes_on_training(network, head):
+    network.train()
+    result = evaluate_model(network, SCENES, head)
+    assert result["frames"] == 2 and result["head"] == head
+    assert 0.0 <= result["binary_iou"] <= 1.0
+    assert network.training
+    # An image whose sides are no multiples of the stride, and a given input size.
+    odd = [sample("odd", (1, 10, 40, 10, 40), size=(101, 75))]
+    assert evaluate_model(network, odd, head)["frames"] == 1
+    assert evaluate_model(network, odd, head, input_size=(64, 48))["frames"] == 1
+
+
+def test_a_bundle_is_measured_as_the_network_it_was_saved_from(network, tmp_path, capsys):
+    from waste_seg_ros.runtime.bundle import save_bundle
+
+    network.eval()
+    bundle = save_bundle(tmp_path / "b", network, head="instance", input_size=(160, 120))
+    direct = model_predictor(network, "instance", (160, 120))(SCENES[0].image)
+    saved = bundle_predictor(bundle)(SCENES[0].image)
+    assert saved.labels.shape == direct.labels.shape == (120, 160)
+    # Its random weights leave near ties.
+    assert (saved.labels == direct.labels).mean() > 0.95
+    # Twice the pixels of another aspect are brought to the bundle's number of pixels.
+    assert bundle_predictor(bundle)(np.zeros((200, 640, 3), np.uint8)).labels.shape == (80, 248)
+    assert command("--model", str(tmp_path / "b"), "--data", "synthetic:7:2") == 0
+    assert "2 frames" in capsys.readouterr().out
