@@ -59,7 +59,7 @@ def group_items(
     centers: NDArray[np.float32] | None = None,
     offsets: NDArray[np.float32] | None = None,
     *,
-    pixel_threshold: float = 0.5,
+    pixel_threshold: float = 0.3,
     center_threshold: float = 0.2,
     min_area: int = 40,
     max_centers: int = 256,

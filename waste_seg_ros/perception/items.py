@@ -47,7 +47,7 @@ class ItemParams:
         classes: label ids of the classes to keep, or None for all.
     """
 
-    pixel_threshold: float = 0.5
+    pixel_threshold: float = 0.3
     center_threshold: float = 0.2
     min_area_px: int = 40
     min_pick_area_px: int = 80
