@@ -141,7 +141,7 @@ def test_annotated_photographs_once_through(tmp_path, photographs, colour_bundle
 
 
 def test_photographs_without_annotations(tmp_path, photographs, colour_bundles):
-    (tmp_path / "annotations.json").unlink()
+    (tmp_path / "annotations.json").rename(tmp_path / "elsewhere.json")
     model = colour_bundles / "colours"
     demo = start_demo(tmp_path, "--source", photographs, "--model", model, "--frames", 9)
     output = finish(demo)
@@ -150,6 +150,11 @@ def test_photographs_without_annotations(tmp_path, photographs, colour_bundles):
     assert summary["frames"]["published"] == 9  # from the start again
     assert "truth" not in summary
     assert "not known for this source" in output
+    truth = ["--truth", tmp_path / "elsewhere.json"]
+    demo = start_demo(tmp_path, "--source", photographs, "--model", model, "--rate", 4, *truth)
+    output = finish(demo)
+    assert demo.returncode == 0, output
+    assert summary_of(tmp_path)["truth"]["items"] == {"found": 12, "missed": 0, "false": 0}
 
 
 def test_head_of_the_command_line_is_used(tmp_path, photographs, colour_bundles):
@@ -183,6 +188,8 @@ def test_keeps_running_until_interrupted_and_sums_up(tmp_path, photographs, colo
         (["--source", "/nowhere"], ["camera", "exit code 1", "there is no '/nowhere'"]),
         (["--rate", "0"], ["--rate"]),
         (["--frames", "0"], ["--frames"]),
+        (["--truth", "a.json"], ["--truth", "folder of images"]),
+        (["--source", ".", "--truth", "a.json"], ["--truth", "a.json"]),
     ],
 )
 def test_what_cannot_run_ends_with_the_reason(tmp_path, colour_bundles, arguments, words):

@@ -43,7 +43,7 @@ from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
 if TYPE_CHECKING:
     from waste_seg_ros.launcher import Supervisor
 
-FRAMES = 200
+FRAMES = 300
 """Pictures of a source that has no end."""
 MEASURED = 300
 """Of more pictures than this, so many, evenly spread, are compared with the truth."""
@@ -71,8 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         default="synthetic",
-        help="'synthetic' (default), a folder of images, a video file or /dev/videoN; a file "
-        "annotations.json in the folder or beside it is the truth to compare with",
+        help="'synthetic' (default), a folder of images, a video file or /dev/videoN",
+    )
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        metavar="JSON",
+        help="COCO annotations of a folder's images to compare with; by default annotations.json "
+        "in the folder or beside it, if there is one",
     )
     parser.add_argument("--model", default="", help="name of a model bundle, or its folder")
     parser.add_argument(
@@ -208,6 +214,8 @@ class Plan:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
+    if args.truth is not None and not Path(args.source).expanduser().is_dir():
+        raise DemoError("--truth goes with a folder of images as --source")
     if args.source == "synthetic":
         from waste_seg_ros.data.synthetic import SyntheticLine
 
@@ -225,13 +233,19 @@ def _plan(args: argparse.Namespace) -> Plan:
         return Plan(0 if args.keep_running else frames, args.keep_running, None, None, True)
     frames = 0 if args.keep_running else args.frames or 0
     loop = args.keep_running or args.frames is not None
-    places = (path / "annotations.json", path.parent / "annotations.json")
-    annotations = next((place.resolve() for place in places if place.is_file()), None)
-    if annotations is None:
-        return Plan(frames, loop, None, None, True)
+    if args.truth is not None:
+        annotations = args.truth.expanduser().resolve()
+    else:
+        places = (path / "annotations.json", path.resolve().parent / "annotations.json")
+        annotations = next((place.resolve() for place in places if place.is_file()), None)
+        if annotations is None:
+            return Plan(frames, loop, None, None, True)
     from waste_seg_ros.data.coco import CocoDataset
 
-    dataset = CocoDataset(annotations, path)
+    try:
+        dataset = CocoDataset(annotations, path)
+    except (ValueError, OSError) as error:
+        raise DemoError(f"--truth: {error}") from error
     places_of = {Path(name).name: place for place, name in enumerate(dataset.names)}
 
     def annotated(name: str) -> Sample:
