@@ -59,8 +59,8 @@ def group_items(
     centers: NDArray[np.float32] | None = None,
     offsets: NDArray[np.float32] | None = None,
     *,
-    pixel_threshold: float = 0.3,
-    center_threshold: float = 0.2,
+    pixel_threshold: float = 0.0,
+    center_threshold: float = 0.3,
     min_area: int = 40,
     max_centers: int = 256,
 ) -> NDArray[np.uint16]:

@@ -32,7 +32,8 @@ class ItemParams:
     """How items are made of a prediction.
 
     Attributes:
-        pixel_threshold: foreground pixels less probable than this are background [0..1].
+        pixel_threshold: pixels whose label is less probable than this are background [0..1]; at
+            0 the likeliest label stands.
         center_threshold: least height of a peak of the centre heat map [0..1].
         min_area_px: smallest item [px of the network's image].
         min_pick_area_px: smallest item to pick [px of the network's image].
@@ -47,8 +48,8 @@ class ItemParams:
         classes: label ids of the classes to keep, or None for all.
     """
 
-    pixel_threshold: float = 0.3
-    center_threshold: float = 0.2
+    pixel_threshold: float = 0.0
+    center_threshold: float = 0.3
     min_area_px: int = 40
     min_pick_area_px: int = 80
     score_threshold: float = 0.5
