@@ -103,12 +103,17 @@ def test_camera_that_does_not_fit_is_told_of(ros, start_node, diagnostics, model
 
 
 def test_listener_that_does_not_fit_is_told_of(ros, start_node, diagnostics, model):
-    ros.collect(
-        WasteItemArray, "items", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    listener = ros.node.create_subscription(
+        WasteItemArray,
+        "items",
+        lambda array: None,
+        QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
     )
     start_node("segmenter", {"model": model, "backend": "onnxruntime"})
     words = ("incompatible QoS", "/items", "DURABILITY", "qos_overrides./items.publisher")
     diagnostics.expect("segmenter: output", DiagnosticStatus.ERROR, *words)
+    ros.node.destroy_subscription(listener)
+    diagnostics.expect("segmenter: output", DiagnosticStatus.OK)
 
 
 def test_images_of_another_type_are_told_of(ros, start_node, diagnostics, model):

@@ -50,20 +50,20 @@ class Rate:
         self.count = 0
         """Since the start."""
 
-    def tick(self) -> None:
-        """Say that it has happened."""
+    def tick(self, times: int = 1) -> None:
+        """Say that it has happened so many times."""
         with self._lock:
-            self._times.append(time.monotonic())
-            self.count += 1
+            self._times.extend([time.monotonic()] * times)
+            self.count += times
 
     def hertz(self) -> float:
         """Return how often a second it happened within the last few seconds."""
         now = time.monotonic()
         with self._lock:
             times = [t for t in self._times if now - t <= self._span]
-        if len(times) < 2:
+        if len(times) < 2 or times[-1] == times[0]:
             return 0.0
-        return (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+        return (len(times) - 1) / (times[-1] - times[0])
 
     def age(self) -> float:
         """Return seconds since the last time, infinity where there was none."""

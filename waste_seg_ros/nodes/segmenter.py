@@ -161,6 +161,7 @@ class Segmenter(LifecycleNode):
 
         self._arrived = Rate()
         self._served = Rate()
+        self._lost = Rate(span=10.0)
         self._activated = time.monotonic()
         self._dropped = 0
         self._bad = 0
@@ -463,7 +464,8 @@ class Segmenter(LifecycleNode):
             newest,
             callback_group=self._image_group,
             event_callbacks=SubscriptionEventCallbacks(
-                incompatible_qos=lambda event: self._on_incompatible(topic, event)
+                incompatible_qos=lambda event: self._on_incompatible(topic, event),
+                message_lost=lambda event: self._lost.tick(event.total_count_change),
             ),
             qos_overriding_options=reliability,
         )
@@ -491,7 +493,7 @@ class Segmenter(LifecycleNode):
                 QoSProfile(depth=depth),
                 event_callbacks=PublisherEventCallbacks(
                     incompatible_qos=lambda event, name=name: self._on_incompatible(
-                        self.resolve_topic_name(name), event
+                        self._outputs[name].topic_name, event
                     )
                 ),
                 qos_overriding_options=reliability,
@@ -670,6 +672,7 @@ class Segmenter(LifecycleNode):
                     "received": self._arrived.count,
                     "processed": self._served.count,
                     "dropped": self._dropped,
+                    "lost on the way": self._lost.count,
                     "unreadable": self._bad,
                 },
             ),
@@ -682,11 +685,7 @@ class Segmenter(LifecycleNode):
             status(
                 f"{self.get_name()}: output",
                 self.resolve_topic_name("items"),
-                [
-                    (ERROR, self._incompatible_text(topic))
-                    for topic in list(self._incompatible)
-                    if topic != self._image_topic
-                ],
+                self._output_findings(),
                 {
                     f"subscribers of {name}": publisher.get_subscription_count()
                     for name, publisher in list(self._outputs.items())
@@ -706,6 +705,15 @@ class Segmenter(LifecycleNode):
         if age > STALE_AFTER and not findings:
             findings.append(
                 (ERROR, f"no image on {topic} for more than {STALE_AFTER:.0f} s: is the camera on?")
+            )
+        if self._lost.hertz() > 0.1 * self._arrived.hertz():
+            findings.append(
+                (
+                    WARN,
+                    f"{self._lost.hertz():.1f} images/s are lost on the way here: give the "
+                    "camera's process the Fast DDS settings of config/fastdds.xml, or make it "
+                    "send fewer or smaller images",
+                )
             )
         if self._arrived.count:
             info = self.resolve_topic_name("camera_info")
@@ -750,6 +758,23 @@ class Segmenter(LifecycleNode):
             findings.append((ERROR, self._incompatible_text(topic)))
         else:
             self._incompatible.pop(topic, None)
+        return findings
+
+    def _output_findings(self) -> list[Finding]:
+        """Listeners that cannot hear us."""
+        findings: list[Finding] = []
+        for publisher in list(self._outputs.values()):
+            topic = publisher.topic_name
+            if topic not in self._incompatible:
+                continue
+            if any(
+                qos_check_compatible(publisher.qos_profile, listener.qos_profile)[0]
+                == QoSCompatibility.ERROR
+                for listener in self.get_subscriptions_info_by_topic(topic)
+            ):
+                findings.append((ERROR, self._incompatible_text(topic)))
+            else:  # it has gone
+                del self._incompatible[topic]
         return findings
 
     def _incompatible_text(self, topic: str) -> str:
