@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
 from waste_seg_ros.data.synthetic import synthetic_sample
-from waste_seg_ros.models import HEADS, TRUNKS, SegmentationModel, build_model
+from waste_seg_ros.models import HEADS, TRUNKS, SegmentationModel, build_model, decide
 from waste_seg_ros.runtime.bundle import MEAN, STD, write_atomically
 from waste_seg_ros.train.augment import augment
 from waste_seg_ros.train.losses import LossSettings, total_loss
@@ -213,6 +213,9 @@ def _batches(config: TrainConfig, first: int) -> Iterator[dict[str, Tensor]]:
         num_workers=config.workers,
         prefetch_factor=4 if config.workers else None,
         worker_init_fn=_start_worker,
+        # Its own, as it draws a seed for the workers: the trainer's draws are to be the same
+        # whenever the loader was made.
+        generator=torch.Generator(),
     )
     return iter(loader)
 
@@ -313,15 +316,14 @@ def validate(
             outputs = model(normalise(data["image"]))
             labels = data["labels"].numpy()
             if "semantic" in outputs:
-                found = outputs["semantic"].argmax(1).numpy()
+                found = decide(outputs)[0].numpy()
                 known = labels < count
                 pairs = labels[known].astype(np.int64) * count + found[known]
                 confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
-            if "binary" in outputs:
-                seen, item = labels != IGNORE, (labels != 0) & (labels != IGNORE)
-                positive = (outputs["binary"][:, 0] > 0).numpy() & seen
-                overlap += int((positive & item).sum())
-                union += int((positive | item).sum())
+            seen, item = labels != IGNORE, (labels != 0) & (labels != IGNORE)
+            positive = (outputs["binary"][:, 0] > 0).numpy() & seen
+            overlap += int((positive & item).sum())
+            union += int((positive | item).sum())
             if "offsets" in outputs:
                 on_item = data["offset_weight"][:, 0] > 0
                 error = (outputs["offsets"] - data["offsets"]).square().sum(1).sqrt()
@@ -335,8 +337,7 @@ def validate(
         figures["miou"] = float(iou[either > 0].mean()) if (either > 0).any() else 0.0
         for name, value in zip(("background", *model.classes), iou, strict=True):
             figures[f"iou/{name}"] = float(value)
-    if model.binary is not None:
-        figures["binary_iou"] = overlap / max(1, union)
+    figures["binary_iou"] = overlap / max(1, union)
     if model.instance is not None:
         figures["offset_px"] = distance / max(1.0, weight)
     return figures
@@ -393,16 +394,23 @@ def load_checkpoint(
     """Restores a checkpoint in place, the random generator too; returns its state.json."""
     try:
         model.load_state_dict(load_file(path / "model.safetensors"))
-        average.state = load_file(path / "average.safetensors")
+        saved_average = load_file(path / "average.safetensors")
+        for key, value in average.state.items():
+            value.copy_(saved_average[key])
         moments = load_file(path / "optimizer.safetensors")
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{path}: not a checkpoint of this model: {error}") from error
     torch.set_rng_state(moments.pop("generator"))
     saved = optimizer.state_dict()
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     restored: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         number, _, name = key.partition("/")
+        like = parameters[int(number)]
+        if value.shape == like.shape:
+            # In the parameter's memory layout: the fused optimizer goes through both in order.
+            value = torch.empty_like(like).copy_(value)
         restored.setdefault(int(number), {})[name] = value
     saved["state"] = restored
     optimizer.load_state_dict(saved)
@@ -627,6 +635,8 @@ def train(
         _start_from(model, config.init, quiet)
     scale_dropout(model, config.dropout)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge = build_model(config.architecture, config.heads, config.classes, config.width)
+    judge = judge.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     optimizer = make_optimizer(model, config)
     average = Average(model, config.ema)
     step, elapsed = 0, 0.0
@@ -646,8 +656,6 @@ def train(
     read, count = open_source(config.validation)
     size = parse_size(config.sizes[0], _stride(config))
     held_out = [fit_sample(read(i, size), size) for i in range(count or 100)]
-    judge = build_model(config.architecture, config.heads, config.classes, config.width)
-    judge = judge.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     settings = LossSettings(gamma=config.gamma)
     factors = torch.from_numpy(weights)
@@ -751,10 +759,9 @@ def train(
             if time.monotonic() - saved_at > config.checkpoint_seconds:
                 save()
                 saved_at = time.monotonic()
-        if finished or step % config.validate_steps:
-            figures = judge_now() if finished else figures
-            if finished:
-                _log(log, step=step, elapsed=round(elapsed, 1), validation=figures)
+        if finished and (step % config.validate_steps or not figures):
+            figures = judge_now()
+            _log(log, step=step, elapsed=round(elapsed, 1), validation=figures)
         save()
     draw_curves(run / "log.jsonl", run / "curves.png")
     return TrainResult(step, finished, figures)
