@@ -198,17 +198,21 @@ def file_digest(path: Path) -> str:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Refuses what plainly is no safetensors file, pickles by name, before anything parses it."""
+    """Refuses what is no safetensors file, pickles by name, before anything parses it.
+
+    The format begins with the size of a JSON header, 8 bytes, and that header.
+    """
     with path.open("rb") as stream:
         head = stream.read(9)
+    size = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and size <= path.stat().st_size - 8:
+        return
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
         raise BundleError(
             f"{path}: this is a pickled checkpoint (torch.save), not safetensors; it is not "
             "loaded, as unpickling runs code. Save it with safetensors.torch.save_file"
         )
-    size = int.from_bytes(head[:8], "little")
-    if len(head) < 9 or head[8:9] != b"{" or size > path.stat().st_size - 8:
-        raise BundleError(f"{path}: not a safetensors file")
+    raise BundleError(f"{path}: not a safetensors file")
 
 
 def read_manifest(path: Path) -> Manifest:
