@@ -526,6 +526,9 @@ class Recorder:
 
     def _on_diagnostics(self, array: Any) -> None:
         self.board.add_diagnostics(array)
+        camera = self.board.health().get("camera: source")
+        if camera is not None and camera.values.get("ended") == "True":
+            self.board.hold()  # that the camera goes then is no fault
         for health in self.board.health().values():
             with contextlib.suppress(KeyError, ValueError):
                 memory = float(health.values["memory [MB]"])

@@ -429,6 +429,7 @@ class Camera(Node):
         self._published = Rate()
         self._missed = 0
         self._problem = ""
+        self._done = False
         self._stop = threading.Event()
         self._ended = self.create_guard_condition(lambda: None)
         self._reporter = Reporter(self, self._statuses)
@@ -511,6 +512,8 @@ class Camera(Node):
                 due += missed * self._period
         # The last picture is to arrive before the publisher goes.
         if self.context.ok():
+            self._done = True
+            self._reporter.report_change()
             self._image.wait_for_all_acked(Duration(seconds=1))
             self._stop.wait(0.1)  # best-effort subscribers do not acknowledge
             self.get_logger().info(
@@ -570,19 +573,27 @@ class Camera(Node):
         findings: list[Finding] = []
         if self._problem:
             findings.append((ERROR, self._problem))
-        elif self._published.count and rate < 0.8 * wanted and self._published.age() < 3:
+        elif (
+            not self._done
+            and self._published.count
+            and rate < 0.8 * wanted
+            and self._published.age() < 3
+        ):
             findings.append(
                 (WARN, f"{rate:.1f} pictures/s of the {wanted:.1f} asked for: lower the rate")
             )
         if self._source.skipped:
             findings.append((WARN, f"{self._source.skipped} pictures could not be read"))
-        if not findings and self._paused:
+        if self._done:
+            findings.append((OK, f"ended after {self._published.count} pictures"))
+        elif not findings and self._paused:
             findings.append((OK, "paused"))
         elif not findings:
             findings.append((OK, f"{rate:.1f} pictures/s from {self._name}"))
         values: dict[str, object] = {
             "source": self._name,
             "published": self._published.count,
+            "ended": self._done,
             "rate [Hz]": rate,
             "missed moments": self._missed,
             "unreadable": self._source.skipped,

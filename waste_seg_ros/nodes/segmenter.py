@@ -376,7 +376,9 @@ class Segmenter(LifecycleNode):
         """Load the model, and make publishers and subscriptions."""
         try:
             if self.get_parameter("image_transport").value not in ("raw", "compressed"):
-                raise ModelError("image_transport: it is neither raw nor compressed")
+                raise ModelError(
+                    "image_transport: it must be raw or compressed; start the node anew"
+                )
             if self.get_parameter("image_transport").value == "compressed":
                 require_decompression()
             with self._load_lock:

@@ -52,6 +52,7 @@ class Board:
         self._lock = threading.Lock()
         self._array: WasteItemArray | None = None
         self._health: dict[str, Health] = {}
+        self._held: tuple[str, dict[str, Health]] | None = None
         self.frames = Rate()
         self.latency = Window(512)
 
@@ -83,6 +84,11 @@ class Board:
         with self._lock:
             return dict(self._health)
 
+    def hold(self) -> None:
+        """Show speed and diagnostics as they are now from now on, as at the end of a run."""
+        if self._held is None:
+            self._held = (self.figures(), self.health())
+
     def dropped(self) -> int:
         """Images that segmenters left out because a newer one was there."""
         values = (health.values.get("dropped", "0") for health in self.health().values())
@@ -90,6 +96,8 @@ class Board:
 
     def figures(self) -> str:
         """Speed and latency in one line."""
+        if self._held is not None:
+            return self._held[0]
         p50, p99 = (1e3 * self.latency.percentile(percent) for percent in (50, 99))
         if not self.frames.count:
             return "waiting for items"
@@ -141,7 +149,8 @@ class Board:
         title = Text(f"{array.model if array else 'waiting for items'}   ", style="bold")
         title.append(self.figures(), style="not bold")
         lines: list[Any] = [title, table, Text(more)]
-        for name, health in sorted(self.health().items()):
+        shown = self.health() if self._held is None else self._held[1]
+        for name, health in sorted(shown.items()):
             style = {"OK": "green", "WARN": "yellow", "ERROR": "bold red"}[health.word]
             line = Text(f"{health.word:5s} ", style=style)
             lines.append(line.append(f"{name}: {health.message}", style="default"))
