@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from waste_seg_ros.data.synthetic import synthetic_sample
-from waste_seg_ros.models import HEADS, build_model
+from waste_seg_ros.models import HEADS, build_model, decide
 from waste_seg_ros.runtime import backends
 from waste_seg_ros.runtime.backends import BackendError, input_size_for, load_backend
 from waste_seg_ros.runtime.bundle import MEAN, STD, BundleError, open_bundle, save_bundle
@@ -61,12 +61,13 @@ def expected(model, head, frame):
     x = torch.from_numpy(x.transpose(2, 0, 1)[None].astype(np.float32))
     with torch.inference_mode():
         out = {k: v[0].double().numpy() for k, v in model(x).items()}
+    item = 1 / (1 + np.exp(-out["binary"][0]))
     if head == "binary":
-        p = 1 / (1 + np.exp(-out["binary"][0]))
-        return (p > 0.5).astype(np.uint8), np.maximum(p, 1 - p), None, None
-    e = np.exp(out["semantic"])
+        return (item > 0.5).astype(np.uint8), np.maximum(item, 1 - item), None, None
+    e = np.exp(out["semantic"])[1:]  # which class, given that it is an item
     p = e / e.sum(0)
-    labels, scores = p.argmax(0).astype(np.uint8), p.max(0)
+    labels = np.where(item > 0.5, p.argmax(0) + 1, 0).astype(np.uint8)
+    scores = np.where(item > 0.5, item * p.max(0), 1 - item)
     if head == "semantic":
         return labels, scores, None, None
     heat = 1 / (1 + np.exp(-out["centers"][0]))
@@ -229,13 +230,19 @@ def test_an_empty_image_size_is_refused(bundles):
         input_size_for((0, 480), bundles["semantic"].manifest)
 
 
-def test_the_first_of_equal_logits_wins_as_in_argmax():
-    from waste_seg_ros.runtime.export import _likeliest
-
-    logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 1.0], [0.0, 0.0, 0.0]]).t()[None, :, :, None]
-    labels, scores = _likeliest(logits)
-    assert labels[0, :, 0].tolist() == logits.argmax(1)[0, :, 0].tolist() == [1, 0, 0]
-    assert torch.allclose(scores, logits.softmax(1).amax(1))
+def test_the_first_of_equal_classes_wins_and_the_binary_logit_decides_on_items():
+    logits = torch.tensor([[9.0, 1.0, 3.0, 3.0], [9.0, 2.0, 2.0, 1.0], [9.0, 0.0, 0.0, 5.0]])
+    binary = torch.tensor([2.0, 0.5, -1.0])
+    outputs = {"semantic": logits.t()[None, :, :, None], "binary": binary[None, None, :, None]}
+    labels, scores = decide(outputs)
+    assert labels.dtype == torch.uint8
+    assert labels[0, :, 0].tolist() == [2, 1, 0]
+    shares = logits[:, 1:].softmax(1).amax(1)
+    sure = torch.sigmoid(torch.tensor([2.0, 0.5, 1.0]))
+    assert torch.allclose(
+        scores[0, :, 0],
+        torch.tensor([1.0, 1.0, 0.0]) * sure * shares + torch.tensor([0.0, 0.0, 1.0]) * sure,
+    )
 
 
 def test_an_export_that_differs_is_refused(model, bundles):

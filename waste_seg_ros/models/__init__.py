@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from waste_seg_ros.models.enet import ENetTrunk
 from waste_seg_ros.models.heads import Features, InstanceBranch, PixelClassifier, Trunk
-
-if TYPE_CHECKING:
-    import torch
 
 HEADS = ("binary", "semantic", "instance")
 """What a network is used as; also the ``head`` of a bundle's manifest."""
@@ -28,8 +25,8 @@ class SegmentationModel(nn.Module):
     by head:
 
     - binary: ``binary`` (N, 1, H, W) logit of "an item of whatever class";
-    - semantic: ``semantic`` (N, C+1, H, W) logits, channel 0 the background;
-    - instance: ``semantic`` as above, ``centers`` (N, 1, H/4, W/4) heat-map logits and ``offsets``
+    - semantic: ``binary``, and ``semantic`` (N, C+1, H, W) logits, channel 0 the background;
+    - instance: the two above, ``centers`` (N, 1, H/4, W/4) heat-map logits and ``offsets``
       (N, 2, H/4, W/4), (dx, dy) in input pixels from the cell's centre to its item's centre of
       mass. The centre of cell (i, j) is the input point x = 4j + 1.5, y = 4i + 1.5, with pixel
       centres at whole numbers.
@@ -46,7 +43,9 @@ class SegmentationModel(nn.Module):
         self.width = trunk.width
         self.trunk = trunk
         channels = trunk.channels
-        self.binary = PixelClassifier(channels["fine"], 1) if "binary" in heads else None
+        # Every head has the binary classifier: it tells items from belt better than the background
+        # channel of the semantic one (see `decide`).
+        self.binary = PixelClassifier(channels["fine"], 1)
         self.semantic = (
             PixelClassifier(channels["fine"], len(classes) + 1)
             if "semantic" in heads or "instance" in heads
@@ -59,14 +58,39 @@ class SegmentationModel(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """See the class."""
         features: Features = self.trunk(x)
-        outputs: dict[str, Tensor] = {}
-        if self.binary is not None:
-            outputs["binary"] = self.binary(features)
+        outputs: dict[str, Tensor] = {"binary": self.binary(features)}
         if self.semantic is not None:
             outputs["semantic"] = self.semantic(features)
         if self.instance is not None:
             outputs["centers"], outputs["offsets"] = self.instance(features)
         return outputs
+
+
+def decide(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What a network says of each pixel: labels (N, H, W) uint8 and their probability (N, H, W).
+
+    The binary logit decides between belt and item, the semantic logits between the classes of an
+    item. On photographs of a belt that was not in training this is far better than the largest of
+    all semantic logits, whose background has to be learned against every class. Without semantic
+    logits an item's label is 1. Of equal logits the first class wins.
+    """
+    logit = outputs["binary"][:, 0]
+    item = logit > 0
+    sure = torch.sigmoid(logit.abs())
+    if "semantic" not in outputs:
+        return item.to(torch.uint8), sure
+    # Class by class in elementwise steps, which OpenVINO fuses to one loop over the pixels; its
+    # argmax and sum over the channels take about twice as long.
+    first, *others = outputs["semantic"].unbind(1)[1:]
+    best, labels = first, torch.ones_like(first)
+    for label, other in enumerate(others, 2):
+        labels = torch.where(other > best, torch.full_like(other, label), labels)
+        best = torch.maximum(best, other)
+    total = torch.exp(first - best)
+    for other in others:
+        total = total + torch.exp(other - best)
+    labels = torch.where(item, labels, torch.zeros_like(labels))
+    return labels.to(torch.uint8), torch.where(item, sure / total, sure)
 
 
 def build_model(

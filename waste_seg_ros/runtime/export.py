@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from waste_seg_ros.models import HEADS, SegmentationModel
+from waste_seg_ros.models import HEADS, SegmentationModel, decide
 from waste_seg_ros.runtime.bundle import (
     Bundle,
     BundleError,
@@ -73,32 +73,12 @@ class Deploy(nn.Module):
         """See the class."""
         x = image.permute(0, 3, 1, 2).float() * self.scale + self.shift
         outputs = self.model(x)
-        if self.head == "binary":
-            logit = outputs["binary"][:, 0]
-            return (logit > 0).to(torch.uint8), torch.sigmoid(logit.abs())
-        labels, scores = _likeliest(outputs["semantic"])
-        if self.head == "semantic":
+        labels, scores = decide(outputs)
+        if self.head != "instance":
             return labels, scores
         heat = outputs["centers"].sigmoid()
         peak = functional.max_pool2d(heat, 3, stride=1, padding=1) == heat
         return labels, scores, (heat * peak.to(heat.dtype))[:, 0], outputs["offsets"]
-
-
-def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Label (N, H, W) uint8 of the (first) largest logit of (N, C, H, W), and its probability.
-
-    Class by class in elementwise steps, which OpenVINO fuses to one loop over the pixels; its
-    argmax and sum over the channels take about twice as long.
-    """
-    first, *others = logits.unbind(1)
-    best, labels = first, torch.zeros_like(first)
-    for label, logit in enumerate(others, 1):
-        labels = torch.where(logit > best, torch.full_like(logit, label), labels)
-        best = torch.maximum(best, logit)
-    total = torch.exp(first - best)
-    for logit in others:
-        total = total + torch.exp(logit - best)
-    return labels.to(torch.uint8), 1.0 / total
 
 
 def output_names(head: str) -> tuple[str, ...]:
