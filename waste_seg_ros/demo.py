@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("", "auto", "openvino", "onnxruntime", "torch"),
         help="what runs the network",
     )
-    parser.add_argument("--rate", type=float, default=20.0, help="pictures per second")
+    parser.add_argument("--rate", type=float, default=25.0, help="pictures per second")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic line")
     parser.add_argument(
         "--output", type=Path, default=Path("sorter-demo"), help="folder for film and summary"
