@@ -36,8 +36,8 @@ def test_outputs_have_the_contracts_shapes(size):
     ("head", "keys"),
     [
         ("binary", {"binary"}),
-        ("semantic", {"semantic"}),
-        ("instance", {"semantic", "centers", "offsets"}),
+        ("semantic", {"binary", "semantic"}),
+        ("instance", {"binary", "semantic", "centers", "offsets"}),
         (("binary", "semantic"), {"binary", "semantic"}),
     ],
 )

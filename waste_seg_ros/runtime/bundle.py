@@ -169,7 +169,10 @@ def open_bundle(name_or_path: str | Path, search: Sequence[Path] = ()) -> Bundle
 
     Raises BundleError naming the file and the key.
     """
-    path = find_bundle(name_or_path, search)
+    return _verified(find_bundle(name_or_path, search))
+
+
+def _verified(path: Path) -> Bundle:
     manifest = read_manifest(path / MANIFEST)
     root = path.resolve()
     for name, digest in manifest.files.items():
@@ -489,9 +492,10 @@ def save_bundle(
         export_onnx(single, manifest, folder / GRAPH)
         digests = {file: file_digest(folder / file) for file in (GRAPH, WEIGHTS)}
         write_manifest(folder / MANIFEST, replace(manifest, files=digests))
+        _verified(folder)
 
     _write_new(path, write)
-    return open_bundle(path)
+    return _verified(path)
 
 
 def restate_bundle(bundle: Bundle, path: str | Path, **changes: Any) -> Bundle:
@@ -502,9 +506,10 @@ def restate_bundle(bundle: Bundle, path: str | Path, **changes: Any) -> Bundle:
         for name in bundle.manifest.files:
             shutil.copyfile(bundle.path / name, folder / name)
         write_manifest(folder / MANIFEST, replace(bundle.manifest, **changes))
+        _verified(folder)
 
     _write_new(path, write)
-    return open_bundle(path)
+    return _verified(path)
 
 
 def _write_new(path: Path, write: Callable[[Path], None]) -> None:
