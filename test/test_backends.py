@@ -1,5 +1,6 @@
 """Backends: one graph, the same answers on every runtime."""
 
+import functools
 import importlib.util
 import json
 import logging
@@ -51,6 +52,12 @@ def bundles(model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def loaded(bundles):
+    """Loads a head's bundle on a runtime, once."""
+    return functools.cache(lambda kind, head: load_backend(bundles[head], kind, threads=1))
+
+
+@pytest.fixture(scope="module")
 def frame():
     return synthetic_sample(5, 3, SIZE).image
 
@@ -79,8 +86,8 @@ def expected(model, head, frame):
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("kind", RUNTIMES)
-def test_every_backend_gives_what_the_model_says(kind, head, bundles, model, frame):
-    backend = load_backend(bundles[head], kind, threads=1)
+def test_every_backend_gives_what_the_model_says(kind, head, loaded, model, frame):
+    backend = loaded(kind, head)
     assert (backend.name, backend.input_size) == (kind, SIZE)
     found = backend.predict(frame)
     labels, scores, centers, offsets = expected(model, head, frame)
@@ -112,8 +119,8 @@ def test_other_sizes_of_the_stride_run(kind, bundles):
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-def test_predictions_do_not_change_with_the_next_one(kind, bundles, frame):
-    backend = load_backend(bundles["instance"], kind, threads=1)
+def test_predictions_do_not_change_with_the_next_one(kind, loaded, frame):
+    backend = loaded(kind, "instance")
     first = backend.predict(frame)
     kept = [np.copy(a) for a in (first.labels, first.scores, first.centers, first.offsets)]
     backend.predict(np.ascontiguousarray(frame[::-1, ::-1]))
@@ -124,8 +131,8 @@ def test_predictions_do_not_change_with_the_next_one(kind, bundles, frame):
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-def test_views_are_taken_as_they_look(kind, bundles, frame):
-    backend = load_backend(bundles["semantic"], kind, threads=1)
+def test_views_are_taken_as_they_look(kind, loaded, frame):
+    backend = loaded(kind, "semantic")
     flipped = frame[:, ::-1]
     assert not flipped.flags.c_contiguous
     found = backend.predict(flipped)
@@ -142,8 +149,8 @@ def test_views_are_taken_as_they_look(kind, bundles, frame):
         np.zeros((64, 96, 3), np.float32),
     ],
 )
-def test_a_wrong_image_is_refused_with_what_was_expected(kind, image, bundles):
-    backend = load_backend(bundles["semantic"], kind, threads=1)
+def test_a_wrong_image_is_refused_with_what_was_expected(kind, image, loaded):
+    backend = loaded(kind, "semantic")
     with pytest.raises(BackendError, match=r"expected \(64, 96, 3\) uint8 RGB"):
         backend.predict(image)
 
@@ -248,9 +255,9 @@ def test_the_first_of_equal_classes_wins_and_the_binary_logit_decides_on_items()
 def test_an_export_that_differs_is_refused(model, bundles):
     other = Deploy(model, "semantic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
     path = bundles["semantic"].path / "model.onnx"
-    check_graph(deploy(model, bundles["semantic"].manifest), path, SIZE)
-    with pytest.raises(BundleError, match="of the pixels of a 96x64 test frame"):
-        check_graph(other, path, SIZE)
+    check_graph(deploy(model, bundles["semantic"].manifest), path, [SIZE])
+    with pytest.raises(BundleError, match="labels that .* of a 96x64 test frame"):
+        check_graph(other, path, [SIZE])
 
 
 def test_bench_writes_its_figures(bundles, tmp_path, capsys):
