@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("tqdm", reason="evaluation needs tqdm (requirements-dev.txt)")
 
 from waste_seg_ros.data.sample import CLASSES, Sample
+from waste_seg_ros.runtime.backends import as_head
 from waste_seg_ros.train import evaluate as module
 from waste_seg_ros.train.evaluate import (
     add_arguments,
-    as_head,
     bundle_predictor,
     evaluate,
     evaluate_model,

@@ -13,8 +13,10 @@ from waste_seg_ros.perception.items import (
     ItemParams,
     describe_items,
     extract_items,
+    label_image,
     normalize_angle,
 )
+from waste_seg_ros.runtime.backends import Prediction
 
 
 def prediction(labels, scores=None):
@@ -310,3 +312,21 @@ def test_parameters_out_of_range_are_refused_by_name():
             ItemParams(**{name: value})
     with pytest.raises(ValueError, match="image size"):
         describe_items(np.ones((4, 4), np.uint16), np.ones((4, 4), np.uint8), None, (0, 4))
+
+
+def test_the_label_image_gives_every_pixel_of_an_item_its_class():
+    labels = np.zeros((60, 80), np.uint8)
+    labels[10:30, 10:40] = 2
+    labels[12:14, 12:16] = 3  # what the network mistook
+    labels[40:55, 50:70] = 4
+    prediction = Prediction(labels, np.full(labels.shape, 0.9, np.float32))
+    instances, items = extract_items(prediction, (80, 60))
+    picture = label_image(instances, items)
+    assert picture.dtype == np.uint8
+    assert sorted({i.class_index for i in items} | {0}) == sorted(set(np.unique(picture)))
+    for item in items:
+        assert (picture[instances == item.id] == item.class_index).all()
+    assert not picture[instances == 0].any()
+    agnostic = extract_items(prediction, (80, 60), ItemParams(class_agnostic=True))
+    assert set(np.unique(label_image(*agnostic))) == {0, 1}
+    assert not label_image(np.zeros((4, 4), np.uint16), ()).any()

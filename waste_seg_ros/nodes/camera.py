@@ -49,6 +49,7 @@ from waste_seg_ros.nodes.diagnostics import (
 from waste_seg_ros.nodes.images import to_image
 from waste_seg_ros.nodes.messages import BeltPlane, item_message
 from waste_seg_ros.perception.items import describe_items
+from waste_seg_ros.perception.scaling import scale_ids
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 BELT_DISTANCE = 1.0
@@ -163,10 +164,11 @@ class FolderSource:
                 raise NodeError(f"source: none of the {len(self._files)} images can be read")
         image = _resized(image, self._size)
         if truth is not None:
+            size = (image.shape[1], image.shape[0])
             truth = Sample(
                 image,
-                _nearest(truth.labels, image.shape),
-                _nearest(truth.instances, image.shape),
+                scale_ids(truth.labels, size),
+                scale_ids(truth.instances, size),
                 truth.name,
             )
         return Picture(image, truth=truth)
@@ -320,13 +322,6 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return image
     shrinks = wanted[0] * wanted[1] < width * height
     return cv2.resize(image, wanted, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _nearest(ids: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Scale an image of ids to (H, W, ...)."""
-    if ids.shape[:2] == shape[:2]:
-        return ids
-    return cv2.resize(ids, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _annotated(annotations: Path, folder: Path) -> Any:

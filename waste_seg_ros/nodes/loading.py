@@ -11,7 +11,6 @@ from waste_seg_ros.perception.items import ItemParams
 from waste_seg_ros.runtime.backends import (
     Backend,
     BackendError,
-    Prediction,
     input_size_for,
     load_backend,
 )
@@ -135,24 +134,3 @@ def load(request: Request, image_size: tuple[int, int] | None) -> Model:
             f"backend {request.backend} cannot run model '{manifest.name}': {error}"
         ) from error
     return Model(request, bundle, backend, head)
-
-
-def reduce_to_head(prediction: Prediction, head: str) -> Prediction:
-    """Leave of a prediction what a head tells, whichever head the network has."""
-    if head == "instance":
-        return prediction
-    labels = prediction.labels
-    if head == "binary":
-        labels = (labels > 0).astype(np.uint8)
-    return Prediction(labels=labels, scores=prediction.scores, centers=None, offsets=None)
-
-
-def kept_labels(prediction: Prediction, params: ItemParams) -> np.ndarray:
-    """(H, W) uint8 label ids of the pixels that are sure enough and of a class that is wanted."""
-    labels = np.where(prediction.scores >= params.pixel_threshold, prediction.labels, np.uint8(0))
-    if params.classes is not None and not params.class_agnostic:
-        table = np.zeros(256, np.uint8)
-        for label in params.classes:
-            table[label] = label
-        labels = table[labels]
-    return labels

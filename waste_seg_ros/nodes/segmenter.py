@@ -61,14 +61,13 @@ from waste_seg_ros.nodes.loading import (
     ModelError,
     Request,
     Settings,
-    kept_labels,
     load,
-    reduce_to_head,
 )
 from waste_seg_ros.nodes.messages import belt_plane, is_calibrated, item_message, markers
 from waste_seg_ros.perception.draw import draw_overlay
-from waste_seg_ros.perception.items import Item, ItemParams, extract_items
-from waste_seg_ros.runtime.backends import KINDS, Prediction, input_size_for
+from waste_seg_ros.perception.items import Item, ItemParams, extract_items, label_image
+from waste_seg_ros.perception.scaling import scale_ids, scale_image
+from waste_seg_ros.runtime.backends import KINDS, as_head, input_size_for
 from waste_seg_ros.runtime.bundle import HEADS
 from waste_seg_ros.srv import SelectModel
 
@@ -564,10 +563,10 @@ class Segmenter(LifecycleNode):
         self._frame_problem = ""
         height, width = rgb.shape[:2]
         self._fit_to(work, (width, height))
-        tensor = _to_network(rgb, model.backend.input_size)
+        tensor = np.ascontiguousarray(scale_image(rgb, model.backend.input_size))
         converted = time.perf_counter()
 
-        prediction = reduce_to_head(model.backend.predict(tensor), model.head)
+        prediction = as_head(model.backend.predict(tensor), model.head)
         inferred = time.perf_counter()
 
         instances, items = extract_items(prediction, (width, height), params)
@@ -597,7 +596,7 @@ class Segmenter(LifecycleNode):
             window.add(getattr(stages, name))
         self._served.tick()
         self._inference_problem = ""
-        self._publish_pictures(message.header, rgb, prediction, instances, items, work)
+        self._publish_pictures(message.header, rgb, instances, items, work)
         if self._wanted("markers"):
             publish(self, self._outputs["markers"], markers(array, model.classes))
 
@@ -605,7 +604,6 @@ class Segmenter(LifecycleNode):
         self,
         header: Any,
         rgb: np.ndarray,
-        prediction: Prediction,
         instances: np.ndarray,
         items: Sequence[Item],
         work: Work,
@@ -613,10 +611,10 @@ class Segmenter(LifecycleNode):
         """Pictures of the image's own size and header, for those who look at them."""
         size = (rgb.shape[1], rgb.shape[0])
         if self._wanted("mask"):
-            mask = _nearest(kept_labels(prediction, work.params), size)
+            mask = scale_ids(label_image(instances, items), size)
             publish(self, self._outputs["mask"], to_image(mask, "mono8", header))
         if self._wanted("instances"):
-            image = to_image(_nearest(instances, size), "16UC1", header)
+            image = to_image(scale_ids(instances, size), "16UC1", header)
             publish(self, self._outputs["instances"], image)
         if self._wanted("overlay"):
             overlay = draw_overlay(rgb, instances, items, work.model.classes)
@@ -821,23 +819,6 @@ def resident_megabytes() -> float:
     """Memory of this process that is in RAM (Linux) [MB]."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 1e6
-
-
-def _to_network(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale to the network's input, contiguous."""
-    height, width = rgb.shape[:2]
-    if (width, height) == tuple(size):
-        return np.ascontiguousarray(rgb)
-    shrinks = size[0] < width or size[1] < height
-    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def _nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Scale an image of ids to the camera's size."""
-    if ids.shape == (size[1], size[0]):
-        return ids
-    # INTER_NEAREST takes the pixel to the upper left; the exact one takes that of the middle.
-    return cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from the x axis towards the y axis, hence clockwise on the screen, and lies in (
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -170,6 +171,18 @@ def extract_items(
         instances = (np.cumsum(table, dtype=np.uint16) * table)[instances]
         items = describe_items(instances, prediction.labels, prediction.scores, image_size, params)
     return instances, items
+
+
+def label_image(instances: NDArray[np.uint16], items: Sequence[Item]) -> NDArray[np.uint8]:
+    """(H, W) uint8: label of the item at each pixel, 0 where there is none.
+
+    The pixels of an item have its class, whatever the network said of each; items of unknown class
+    (the binary head) have label 1.
+    """
+    table = np.zeros(max((item.id for item in items), default=0) + 1, np.uint8)
+    for item in items:
+        table[item.id] = item.class_index or 1
+    return table[instances]
 
 
 def describe_items(

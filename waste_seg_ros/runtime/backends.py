@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -51,6 +51,16 @@ class Prediction:
     scores: NDArray[np.float32]
     centers: NDArray[np.float32] | None = None
     offsets: NDArray[np.float32] | None = None
+
+
+def as_head(prediction: Prediction, head: str) -> Prediction:
+    """What a lesser head would tell: without centres (semantic), and without classes (binary)."""
+    if head == "instance":
+        return prediction
+    labels = prediction.labels
+    if head == "binary":
+        labels = np.minimum(labels, 1)
+    return replace(prediction, labels=labels, centers=None, offsets=None)
 
 
 class Backend(Protocol):

@@ -28,8 +28,15 @@ from tqdm import tqdm
 
 from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
 from waste_seg_ros.perception.draw import contact_sheet, draw_overlay
-from waste_seg_ros.perception.items import Item, ItemParams, describe_items, extract_items
+from waste_seg_ros.perception.items import (
+    Item,
+    ItemParams,
+    describe_items,
+    extract_items,
+    label_image,
+)
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
+from waste_seg_ros.runtime.backends import as_head
 from waste_seg_ros.train.metrics import BinaryIoU, ConfusionMatrix, ItemCounts, PanopticQuality
 
 if TYPE_CHECKING:
@@ -152,16 +159,6 @@ def rename_labels(
 # --- predictors -----------------------------------------------------------------------------------
 
 
-def as_head(prediction: Prediction, head: str) -> Prediction:
-    """What a lesser head would tell: without centres (semantic), and without classes (binary)."""
-    if head == "instance":
-        return prediction
-    labels = prediction.labels
-    if head == "binary":
-        labels = np.minimum(labels, 1)
-    return replace(prediction, labels=labels, centers=None, offsets=None)
-
-
 def bundle_predictor(bundle: Bundle, backend: str = "auto", threads: int = 0) -> Predict:
     """Run a bundle on images of any size, through the runtime that the robot uses."""
     from waste_seg_ros.runtime.backends import input_size_for, load_backend
@@ -279,7 +276,7 @@ def evaluate(
         instances, items = extract_items(prediction, (width, height), params)
         spent["network"] += between - begin
         spent["items"] += time.perf_counter() - between
-        labels = scale_ids(prediction.labels, (width, height))
+        labels = scale_ids(label_image(instances, items), (width, height))
         instances = scale_ids(instances, (width, height))
 
         void = sample.labels == IGNORE
