@@ -133,6 +133,16 @@ def _material(rng: Rng, shape: tuple[int, ...], mpp: float) -> Array:
         hsv = np.array([[[rng.uniform(20, 50), rng.uniform(0, 0.4), rng.uniform(0.1, 0.65)]]])
         dirt = cv2.cvtColor(hsv.astype(np.float32), cv2.COLOR_HSV2RGB)[0, 0] * 255
         out += (dirt - out) * (amount * np.float32(rng.uniform(0.2, 0.8)))[..., None]
+    if rng.random() < 0.4:  # grit trodden into the belt: patches, drawn out along x, of fine mottle
+        drawn = int(max(8, w / rng.uniform(1, 6)))
+        patch = cv2.resize(fractal_noise(rng, (h, drawn), cell * rng.uniform(0.5, 1.5), 3), (w, h))
+        patch = np.clip((patch - rng.uniform(-0.5, 0.9)) * rng.uniform(1, 4), 0, 1)
+        mottle = fractal_noise(rng, shape, max(2.0, 0.02 / mpp * rng.uniform(0.4, 1.5)), 3)
+        mottle = np.clip((mottle - rng.uniform(-0.6, 0.8)) * 1.5, 0, 1)
+        grit = out.mean(axis=(0, 1)) * rng.uniform(0.4, 2.4) + rng.uniform(0, 40)
+        grit = grit * np.array([1.05, 1, rng.uniform(0.75, 1)])
+        amount = patch * mottle * np.float32(rng.uniform(0.2, 0.8))
+        out += (np.clip(grit, 0, 255).astype(np.float32) - out) * amount[..., None]
     if rng.random() < 0.3:  # cleats, slats or a woven profile across the belt
         period = rng.uniform(0.012, 0.2) / mpp
         if period > 4:
