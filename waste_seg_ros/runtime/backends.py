@@ -215,6 +215,8 @@ class _OnnxRuntime:
             raise BackendError(f"backend onnxruntime: no {precision} on CPUs; only f32")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Threads that spin while they wait take the cores from the camera and from each other.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Errors come back as exceptions; what is printed beside them would go to the robot's log.
         options.log_severity_level = 3
         path = bundle.path / GRAPH
