@@ -1,9 +1,10 @@
 """Backends: a bundle's network on some runtime, behind one call.
 
 All give the same `Prediction`, as all run the graph of `runtime.export.Deploy`. "auto" takes the
-first that loads of `AUTO_ORDER`, which is by speed as ``waste-seg bench`` measured it on two x86-64
-cores at 320x240: OpenVINO well before ONNX Runtime, and eager torch last, which also holds several
-times the memory. Measure on your machine, and name a backend where the order is another.
+first that loads of `AUTO_ORDER`. ``waste-seg bench`` on two x86-64 cores at 320x240 puts OpenVINO
+well before the other two, which are close to each other; ONNX Runtime goes before eager torch
+because it holds far less memory and minds busy cores less. Measure on your machine, and name a
+backend where the order is another.
 
 Each runtime is imported only when asked for.
 """
