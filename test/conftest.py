@@ -69,6 +69,7 @@ class Ros:
     context: Context
     node: Node
     executor: SingleThreadedExecutor
+    _clients: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def spin_until(self, condition: Callable[[], object], timeout: float = 20.0) -> bool:
         """Serve callbacks until the condition holds; False if it does not within `timeout` s."""
@@ -88,14 +89,16 @@ class Ros:
 
     def call(self, service_type: Any, name: str, request: Any, timeout: float = 20.0) -> Any:
         """Call a service and return its response; fails the test if none comes."""
-        client = self.node.create_client(service_type, name)
-        try:
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = self.node.create_client(service_type, name)
             assert self.spin_until(client.service_is_ready, timeout), f"no service {name}"
-            future = client.call_async(request)
-            assert self.spin_until(future.done, timeout), f"no answer from {name}"
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+            # Ready means that we know the server. DDS loses the answer if the server does not know
+            # us yet, and nothing tells when it does.
+            self.spin_until(lambda: False, 0.3)
+        future = client.call_async(request)
+        assert self.spin_until(future.done, timeout), f"no answer from {name}"
+        return future.result()
 
 
 @pytest.fixture

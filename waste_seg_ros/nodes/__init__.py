@@ -77,6 +77,8 @@ def run_node(make: Callable[[], Any], args: Sequence[str] | None = None, threads
         while rclpy.ok() and node.exit_code is None:
             executor.spin_once()
         code = node.exit_code or 0
+        if rclpy.ok():  # the callback that asked for the end has yet to answer its caller
+            executor.shutdown(timeout_sec=2.0)
     except NodeError as error:
         rclpy.logging.get_logger("waste_seg_ros").fatal(str(error))
         code = 1
