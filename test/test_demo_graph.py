@@ -24,8 +24,8 @@ from std_msgs.msg import Header
 from waste_seg_ros.msg import StageLatency, WasteItem, WasteItemArray
 
 # What the shipped bundle enet-instance must reach on seed 1000, which it was not trained on.
-LEAST_MIOU = 0.68
-LEAST_RECALL = 0.8
+LEAST_MIOU = 0.6
+LEAST_RECALL = 0.85
 
 
 def start_demo(tmp_path, *arguments, **options):
