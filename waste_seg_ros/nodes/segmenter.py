@@ -12,6 +12,7 @@ between two images by one assignment, so that no image sees half of each.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import resource
 import threading
@@ -37,6 +38,7 @@ from rclpy.qos import (
     qos_check_compatible,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.task import Future
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from visualization_msgs.msg import MarkerArray
@@ -156,6 +158,7 @@ class Segmenter(LifecycleNode):
         self._working = threading.Event()
         self._load_lock = threading.Lock()
         self._pending: Model | None = None
+        self._ahead: Model | None = None
         self._reshaping: threading.Thread | None = None
 
         self._arrived = Rate()
@@ -175,7 +178,7 @@ class Segmenter(LifecycleNode):
         self._image_qos: QoSProfile | None = None
         self._subscriptions_made: list[Any] = []
         self._outputs: dict[str, Any] = {}
-        # Images must come in while a service loads a model, and diagnostics go out.
+        # Images must come in, and diagnostics go out, while a service waits for a model to load.
         self._image_group = MutuallyExclusiveCallbackGroup()
         self._report_group = MutuallyExclusiveCallbackGroup()
         self._reporter = Reporter(self, self._statuses, self._report_group)
@@ -300,8 +303,7 @@ class Segmenter(LifecycleNode):
             settings = self._read_settings(changes)
             model = self._work.model if self._work else None
             if model is not None and request != model.request:
-                with self._load_lock:
-                    model = load(request, self._image_size)
+                model = self._load(request)
                 settings.item_params(model)
                 self._pending = model
             elif model is not None:
@@ -336,13 +338,37 @@ class Segmenter(LifecycleNode):
         self._model_problem = ""
         self._reporter.report_change()
 
-    def _on_select_model(
+    def _load(self, request: Request) -> Model:
+        """Load a model, or take the one that was loaded ahead for just this request."""
+        model, self._ahead = self._ahead, None
+        if model is not None and model.request == request:
+            return model
+        with self._load_lock:
+            return load(request, self._image_size)
+
+    async def _load_ahead(self, changes: dict[str, Any]) -> None:
+        """Load what some changed parameters ask for while images go on being served."""
+        done: Future = Future(executor=self.executor)
+
+        def work() -> None:
+            # What is wrong is told by the one who loads it again.
+            with contextlib.suppress(ValueError):
+                request = self._read_request(changes)
+                if self._work is not None and request != self._work.model.request:
+                    self._ahead = self._load(request)
+            done.set_result(None)
+
+        threading.Thread(target=work, name="load", daemon=True).start()
+        await done
+
+    async def _on_select_model(
         self, request: SelectModel.Request, response: SelectModel.Response
     ) -> SelectModel.Response:
         # Served in the same callback group as the parameter services, so one after the other.
         changes = [Parameter("model", value=request.model)]
         if request.backend:
             changes.append(Parameter("backend", value=request.backend))
+        await self._load_ahead({change.name: change.value for change in changes})
         result = self.set_parameters_atomically(changes)
         response.success, response.message = result.successful, result.reason
         if result.successful and self._state() == "unconfigured":
@@ -823,8 +849,7 @@ def resident_megabytes() -> float:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the segmenter node."""
-    # One thread for images, one for diagnostics, one for services that may take their time.
-    return run_node(Segmenter, args, threads=3)
+    return run_node(Segmenter, args)
 
 
 if __name__ == "__main__":
