@@ -157,7 +157,7 @@ class LossSettings:
     gamma: float = 2.0
     focal: float = 2.0
     lovasz: float = 1.0
-    binary: float = 0.05
+    binary: float = 0.2
     centers: float = 0.1
     offsets: float = 0.3
     stride: int = 1
