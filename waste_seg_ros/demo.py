@@ -25,7 +25,6 @@ import queue
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 import zlib
@@ -39,6 +38,7 @@ import cv2
 import numpy as np
 
 from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
+from waste_seg_ros.files import write_file, write_png
 
 if TYPE_CHECKING:
     from waste_seg_ros.launcher import Supervisor
@@ -181,7 +181,7 @@ def _run(args: argparse.Namespace) -> int:
     if plan.truth is not None:
         print("comparing with the truth ...", flush=True)
     summary = _summary(args, plan, recording, board, load)
-    _write(output / "summary.json", json.dumps(_plain(summary), indent=2).encode() + b"\n")
+    write_file(output / "summary.json", json.dumps(_plain(summary), indent=2).encode() + b"\n")
     print(_report(summary))
     written = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
     print(f"\nin {output}: {', '.join(written)}")
@@ -356,8 +356,8 @@ class Recording:
             from waste_seg_ros.perception.draw import contact_sheet
 
             tiles = [self._shown[key] for key in sorted(self._shown)]
-            _write_png(self.output / "contact.png", contact_sheet(tiles[-SHOWN:], 3))
-            _write_png(self.output / "last.png", self._last)
+            write_png(self.output / "contact.png", contact_sheet(tiles[-SHOWN:], 3))
+            write_png(self.output / "last.png", self._last)
 
     def film(self, stamp: int, message: Any) -> None:
         """Take a picture for the film, if there is room."""
@@ -810,25 +810,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise OSError(f"{path}: cannot be encoded")
-    _write(path, data.tobytes())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -815,52 +815,18 @@ def _can_end(rng: Rng, light: _Light) -> _Canvas:
     mid = np.array([size / 2, size / 2])
     opening, tab = mid + c * r * 0.38, mid - c * r * 0.12
     deg = float(np.degrees(a))
+
+    def ellipse(
+        at: Array, half: tuple[float, float], ink: tuple[float, ...], line: int = -1
+    ) -> None:
+        axes = (int(r * half[0]), int(r * half[1]))
+        cv2.ellipse(colour, at.astype(int).tolist(), axes, deg, 0, 360, ink, line, cv2.LINE_AA)
+
     if rng.random() < 0.75:
-        cv2.ellipse(
-            colour,
-            opening.astype(int).tolist(),
-            (int(r * 0.26), int(r * 0.34)),
-            deg,
-            0,
-            360,
-            (0.06, 0.06, 0.07),
-            -1,
-            cv2.LINE_AA,
-        )
-    cv2.ellipse(
-        colour,
-        tab.astype(int).tolist(),
-        (int(r * 0.4), int(r * 0.2)),
-        deg,
-        0,
-        360,
-        (0.82, 0.83, 0.85),
-        -1,
-        cv2.LINE_AA,
-    )
-    cv2.ellipse(
-        colour,
-        tab.astype(int).tolist(),
-        (int(r * 0.4), int(r * 0.2)),
-        deg,
-        0,
-        360,
-        (0.35, 0.35, 0.37),
-        1,
-        cv2.LINE_AA,
-    )
-    hole = tab - c * r * 0.16
-    cv2.ellipse(
-        colour,
-        hole.astype(int).tolist(),
-        (int(r * 0.13), int(r * 0.1)),
-        deg,
-        0,
-        360,
-        (0.3, 0.3, 0.32),
-        -1,
-        cv2.LINE_AA,
-    )
+        ellipse(opening, (0.26, 0.34), (0.06, 0.06, 0.07))
+    ellipse(tab, (0.4, 0.2), (0.82, 0.83, 0.85))
+    ellipse(tab, (0.4, 0.2), (0.35, 0.35, 0.37), 1)
+    ellipse(tab - c * r * 0.16, (0.13, 0.1), (0.3, 0.3, 0.32))
     ones = np.ones(shape, np.float32)
     return _Canvas(coverage, colour, ones, (1, 1, 1), rng.uniform(0.015, 0.1))
 

@@ -29,6 +29,7 @@ from waste_seg_ros.data.sprites import (
     render_sprite,
     value_noise,
 )
+from waste_seg_ros.files import write_png
 
 MIN_VISIBLE_FRACTION = 0.08
 """Below this visible fraction an item is neither truth nor background: labelled IGNORE."""
@@ -672,7 +673,6 @@ def run(args: argparse.Namespace) -> int:
     while len(tiles) % args.columns:
         tiles.append(np.zeros((h, w, 3), np.uint8))
     rows = [np.hstack(tiles[k : k + args.columns]) for k in range(0, len(tiles), args.columns)]
-    if not cv2.imwrite(str(args.output), np.vstack(rows)[..., ::-1]):
-        raise OSError(f"cannot write {args.output}: does its folder exist, is its name a .png?")
+    write_png(args.output, np.vstack(rows))
     print(f"{args.count} scenes of seed {args.seed}: {args.output}")
     return 0

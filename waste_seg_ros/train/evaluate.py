@@ -10,10 +10,8 @@ import argparse
 import heapq
 import json
 import math
-import os
 import re
 import sys
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
@@ -21,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
+from waste_seg_ros.files import write_file, write_png
 from waste_seg_ros.perception.draw import contact_sheet, draw_overlay
 from waste_seg_ros.perception.items import (
     Item,
@@ -416,26 +414,7 @@ def _write_gallery(
         right = draw_overlay(sample.image, instances, items, classes)
         name = re.sub(r"[^\w.-]+", "_", sample.name) or "frame"
         path = folder / f"{number:02d}_{Path(name).stem}.png"
-        ok, data = cv2.imencode(".png", contact_sheet([left, right], 2)[..., ::-1])
-        if not ok:
-            raise OSError(f"{path}: cannot be encoded")
-        _write(path, data.tobytes())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        write_png(path, contact_sheet([left, right], 2))
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -565,7 +544,7 @@ def run(args: argparse.Namespace) -> int:
         }
         if args.json:
             content = json.dumps(_plain(result), indent=2, allow_nan=False) + "\n"
-            _write(args.json, content.encode())
+            write_file(args.json, content.encode())
     except (ValueError, OSError) as error:
         print(f"waste-seg eval: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,39 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, making its folder if need be; what was there stays on failure.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write (H, W, 3) uint8 RGB as a PNG. Raises OSError."""
+    done, data = cv2.imencode(".png", image[..., ::-1])
+    if not done:
+        raise OSError(f"{path}: cannot be encoded")
+    write_file(path, data.tobytes())
