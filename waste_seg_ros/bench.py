@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -15,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waste_seg_ros.data.synthetic import synthetic_sample
+from waste_seg_ros.files import write_json
+from waste_seg_ros.runtime import AUTO_ORDER
 from waste_seg_ros.runtime.backends import (
-    AUTO_ORDER,
     PRECISIONS,
     Backend,
     BackendError,
@@ -117,5 +117,5 @@ def run(args: argparse.Namespace) -> int:
             "cpus": os.cpu_count(),
             "backends": figures,
         }
-        args.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(args.output, report)
     return 0 if figures else 1

@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import os
 import platform
@@ -37,8 +36,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
-from waste_seg_ros.files import write_file, write_png
+from waste_seg_ros.data.sample import CLASSES, Sample
+from waste_seg_ros.files import write_json, write_png
+from waste_seg_ros.runtime import HEADS, KINDS
 
 if TYPE_CHECKING:
     from waste_seg_ros.launcher import Supervisor
@@ -84,13 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head",
         default="",
-        choices=("", "binary", "semantic", "instance"),
+        choices=("", *HEADS),
         help="what the model is used as; by default as its bundle says",
     )
     parser.add_argument(
         "--backend",
         default="",
-        choices=("", "auto", "openvino", "onnxruntime", "torch"),
+        choices=("", *KINDS),
         help="what runs the network",
     )
     parser.add_argument("--rate", type=float, default=25.0, help="pictures per second")
@@ -181,7 +181,7 @@ def _run(args: argparse.Namespace) -> int:
     if plan.truth is not None:
         print("comparing with the truth ...", flush=True)
     summary = _summary(args, plan, recording, board, load)
-    write_file(output / "summary.json", json.dumps(_plain(summary), indent=2).encode() + b"\n")
+    write_json(output / "summary.json", summary)
     print(_report(summary))
     written = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
     print(f"\nin {output}: {', '.join(written)}")
@@ -688,8 +688,7 @@ def _summary(
 
 def _compare(plan: Plan, recording: Recording, classes: Sequence[str]) -> dict[str, Any]:
     """Compare mask and instances with the truth of the same stamp."""
-    from waste_seg_ros.train.evaluate import instance_classes, rename_labels
-    from waste_seg_ros.train.metrics import BinaryIoU, ConfusionMatrix, ItemCounts, PanopticQuality
+    from waste_seg_ros.train.evaluate import Scores, rename_labels
 
     assert plan.truth is not None
     both = [
@@ -703,36 +702,23 @@ def _compare(plan: Plan, recording: Recording, classes: Sequence[str]) -> dict[s
         return {"frames": 0}
     named = bool(classes) and not plan.agnostic
     kinds = tuple(classes) if named else CLASSES
-    binary, found = BinaryIoU(), ItemCounts(iou=0.5)
-    confusion, quality = ConfusionMatrix(len(kinds)), PanopticQuality(len(kinds))
+    scores = Scores(len(kinds), named)
     for stamp in both:
         sample = plan.truth(recording.names[stamp])
-        labels = rename_labels(sample.labels, CLASSES, kinds) if named else sample.labels
-        truth = Sample(sample.image, labels, sample.instances, sample.name)
+        if named:
+            labels = rename_labels(sample.labels, CLASSES, kinds)
+            sample = dataclasses.replace(sample, labels=labels)
         mask, instances = recording.ids("mask", stamp), recording.ids("instances", stamp)
         assert mask is not None and instances is not None
-        void = truth.labels == IGNORE
-        true_kinds = instance_classes(truth)
         seen = {
             number: kinds.index(name) + 1 if named and name in kinds else 0
             for number, name in recording.kinds.get(stamp, {}).items()
         }
-        binary.update(truth.labels, mask)
-        found.update(
-            truth.instances,
-            instances,
-            void,
-            true_kinds if named else None,
-            seen if named else None,
-        )
-        if named:
-            confusion.update(truth.labels, mask)
-        else:
-            true_kinds = dict.fromkeys(true_kinds, OTHER)
-        quality.update(truth.instances, true_kinds, instances, seen, void)
+        scores.update(sample, mask, instances, seen)
+    confusion, quality, found = scores.confusion, scores.quality, scores.found
     result: dict[str, Any] = {
         "frames": len(both),
-        "binary_iou": binary.value(),
+        "binary_iou": scores.binary.value(),
         "items": {"found": found.found, "missed": found.missed, "false": found.false},
         "item_recall": found.recall(),
         "item_precision": found.precision(),
@@ -799,14 +785,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def _plain(value: Any) -> Any:
-    """For JSON, which has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value

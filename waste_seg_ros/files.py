@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -37,3 +41,22 @@ def write_png(path: Path, image: NDArray[np.uint8]) -> None:
     if not done:
         raise OSError(f"{path}: cannot be encoded")
     write_file(path, data.tobytes())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values, NumPy's among them, as JSON; what is no number becomes null.
+
+    Raises OSError.
+    """
+    write_file(path, (json.dumps(_plain(value), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from waste_seg_ros.runtime import HEADS, KINDS
+
 PACKAGE = "waste_seg_ros"
 
 ParameterValue = bool | int | float | str | list[str]
@@ -73,15 +75,8 @@ ARGUMENTS = (
     Argument("source", "", "camera: 'synthetic', a folder of images, a video file or /dev/videoN"),
     Argument("rate", 0.0, "camera: images per second"),
     Argument("model", "", "segmenter: name of a model bundle, or its folder"),
-    Argument(
-        "head", "", "segmenter: what the model tells apart", ("binary", "semantic", "instance")
-    ),
-    Argument(
-        "backend",
-        "",
-        "segmenter: what runs the network",
-        ("auto", "openvino", "onnxruntime", "torch"),
-    ),
+    Argument("head", "", "segmenter: what the model tells apart", HEADS),
+    Argument("backend", "", "segmenter: what runs the network", KINDS),
     Argument("namespace", "", "namespace of all nodes and their topics, e.g. 'line1'"),
     Argument("image_topic", "", "image topic to use in place of 'image_raw'"),
     Argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from waste_seg_ros.data.folder import Photographs
 from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
 
 #: What a category may be mapped to, beside a class: an item of unknown kind, pixels without
@@ -50,7 +51,7 @@ class _Image:
     annotations: tuple[tuple[Any, Any, int], ...]  # id, segmentation, label
 
 
-class CocoDataset:
+class CocoDataset(Photographs):
     """Images and masks named by a COCO instance file.
 
     Polygons (several for one item too) and run lengths, compressed or not, are read; crowds
@@ -91,10 +92,8 @@ class CocoDataset:
                 (strict) anything in it is broken.
             OSError: if the file cannot be read.
         """
-        self.classes = tuple(classes)
-        self.problems: list[str] = []
+        super().__init__(classes, strict, where=f"{annotations}: ")
         self.unmapped: list[str] = []
-        self._strict = strict
         self._path = Path(annotations)
         self._folder = Path(images)
         content = _read_json(self._path)
@@ -144,27 +143,10 @@ class CocoDataset:
         table[seen[seen > 0]] = np.arange(1, np.count_nonzero(seen) + 1)
         return Sample(image, labels, table[instances], entry.name)
 
-    def __iter__(self) -> Iterator[Sample]:
-        """All samples; images that cannot be read are named in ``problems`` and passed over."""
-        for index in range(len(self)):
-            try:
-                sample = self[index]
-            except (ValueError, OSError) as error:
-                self._broken(str(error))
-                continue
-            yield sample
-
     @property
     def names(self) -> tuple[str, ...]:
         """File names of the images as the annotations give them."""
         return tuple(entry.name for entry in self._images)
-
-    def _broken(self, problem: str) -> None:
-        if self._strict:
-            raise ValueError(f"{self._path}: {problem}")
-        if problem not in self.problems:
-            self.problems.append(problem)
-            _log.warning("%s: %s (passed over)", self._path, problem)
 
     def _labels(self, entries: list[Any], given: Mapping[str, str]) -> dict[Any, int]:
         known = {name.lower(): index for index, name in enumerate(self.classes, 1)} | SPECIAL

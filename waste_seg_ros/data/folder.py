@@ -17,7 +17,47 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _log = logging.getLogger(__name__)
 
 
-class FolderDataset:
+class Photographs:
+    """Annotated images on disk, read when asked for by ``dataset[index]`` or in a loop.
+
+    Attributes:
+        classes: names of the classes; label id is index + 1.
+        problems: one line for each thing that had to be passed over.
+    """
+
+    def __init__(self, classes: Sequence[str], strict: bool, where: str = "") -> None:
+        """Take the names; ``where`` goes before a problem where it is told outside ``problems``."""
+        self.classes = tuple(classes)
+        self.problems: list[str] = []
+        self._strict = strict
+        self._where = where
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a sample. Raises ValueError or OSError if it is broken."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Sample]:
+        """All samples; those that cannot be read are named in ``problems`` and passed over."""
+        for index in range(len(self)):
+            try:
+                sample = self[index]
+            except (ValueError, OSError) as error:
+                self._broken(str(error))
+                continue
+            yield sample
+
+    def _broken(self, problem: str) -> None:
+        if self._strict:
+            raise ValueError(f"{self._where}{problem}")
+        if problem not in self.problems:
+            self.problems.append(problem)
+            _log.warning("%s%s (passed over)", self._where, problem)
+
+
+class FolderDataset(Photographs):
     """A folder with ``images/NAME.jpg`` (or another format) and ``masks/NAME.png``.
 
     A mask is a single-channel image of label ids: 0 background, 1..C class, 254 item of unknown
@@ -43,9 +83,7 @@ class FolderDataset:
         Raises:
             ValueError: if there are no pairs.
         """
-        self.classes = tuple(classes)
-        self.problems: list[str] = []
-        self._strict = strict
+        super().__init__(classes, strict)
         self._root = Path(root)
         for name in ("images", "masks"):
             if not (self._root / name).is_dir():
@@ -96,26 +134,9 @@ class FolderDataset:
         name = path.relative_to(self._root / "images").as_posix()
         return Sample(rgb, labels, instances, name)
 
-    def __iter__(self) -> Iterator[Sample]:
-        """All samples; pairs that cannot be read are named in ``problems`` and passed over."""
-        for index in range(len(self)):
-            try:
-                sample = self[index]
-            except (ValueError, OSError) as error:
-                self._broken(str(error))
-                continue
-            yield sample
-
     def _beside(self, folder: str, path: Path) -> Path:
         relative = path.relative_to(self._root / "images")
         return (self._root / folder / relative).with_suffix(".png")
-
-    def _broken(self, problem: str) -> None:
-        if self._strict:
-            raise ValueError(problem)
-        if problem not in self.problems:
-            self.problems.append(problem)
-            _log.warning("%s (passed over)", problem)
 
 
 def regions(labels: NDArray[np.uint8]) -> NDArray[np.uint16]:

@@ -313,7 +313,8 @@ def _expose(canvas: NDArray[np.uint8], look: _Look, rng: Rng) -> NDArray[np.uint
     if start + lit.size <= len(bank):
         noise = bank[start : start + lit.size]
     else:
-        noise = np.resize(np.concatenate([bank[start:], bank]), lit.size)
+        rest = lit.size - (len(bank) - start)
+        noise = np.resize(np.concatenate([bank[start:], bank[:rest]]), lit.size)
     lit += noise.reshape(lit.shape) * np.float32(look.noise)
     out = cv2.LUT(np.clip(lit, 0, 255).astype(np.uint8), look.curve)
     if look.jpeg:

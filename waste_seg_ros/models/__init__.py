@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from waste_seg_ros.data.sample import CLASSES
 from waste_seg_ros.models.enet import ENetTrunk
 from waste_seg_ros.models.heads import Features, InstanceBranch, PixelClassifier, Trunk
-
-HEADS = ("binary", "semantic", "instance")
-"""What a network is used as; also the ``head`` of a bundle's manifest."""
+from waste_seg_ros.runtime import HEADS
 
 TRUNKS: dict[str, type[Trunk]] = {"enet": ENetTrunk}
 """Trunk of each architecture by its name."""
@@ -96,7 +95,7 @@ def decide(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 def build_model(
     name: str,
     head: str | Sequence[str] = "semantic",
-    classes: Sequence[str] = ("paper", "bottle", "aluminum", "nylon"),
+    classes: Sequence[str] = CLASSES,
     width: float = 1.0,
 ) -> SegmentationModel:
     """A network with fresh weights.

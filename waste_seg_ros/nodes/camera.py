@@ -33,6 +33,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from waste_seg_ros.data.folder import SUFFIXES
 from waste_seg_ros.data.sample import CLASSES, Sample
 from waste_seg_ros.msg import WasteItemArray
 from waste_seg_ros.nodes import NodeError, declare, run_node
@@ -49,9 +50,8 @@ from waste_seg_ros.nodes.diagnostics import (
 from waste_seg_ros.nodes.images import to_image
 from waste_seg_ros.nodes.messages import BeltPlane, item_message
 from waste_seg_ros.perception.items import describe_items
-from waste_seg_ros.perception.scaling import scale_ids
+from waste_seg_ros.perception.scaling import scale_ids, scale_image
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 BELT_DISTANCE = 1.0
 """From the synthetic line's camera to its belt [m]."""
 
@@ -123,13 +123,11 @@ class FolderSource:
         self, folder: Path, size: tuple[int, int], loop: bool, annotations: Path | None, log: Any
     ) -> None:
         try:
-            files = [f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES]
+            files = [f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES]
         except OSError as error:
             raise NodeError(f"source: cannot read folder {folder}: {error.strerror}") from error
         if not files:
-            raise NodeError(
-                f"source: no images in folder {folder}; it takes {', '.join(IMAGE_SUFFIXES)}"
-            )
+            raise NodeError(f"source: no images in folder {folder}; it takes {', '.join(SUFFIXES)}")
         self._files = sorted(files, key=_natural)
         self._size, self._loop, self._log = size, loop, log
         self._next = 0
@@ -318,10 +316,7 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         size[0] or round(width * size[1] / height) or width,
         size[1] or round(height * size[0] / width) or height,
     )
-    if wanted == (width, height):
-        return image
-    shrinks = wanted[0] * wanted[1] < width * height
-    return cv2.resize(image, wanted, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return scale_image(image, wanted)
 
 
 def _annotated(annotations: Path, folder: Path) -> Any:

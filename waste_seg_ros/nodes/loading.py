@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from waste_seg_ros.perception.items import ItemParams
+from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.backends import (
     Backend,
     BackendError,
     input_size_for,
     load_backend,
 )
-from waste_seg_ros.runtime.bundle import HEADS, Bundle, open_bundle
-
-# In this order each head tells all that those before it tell.
-assert HEADS == ("binary", "semantic", "instance")
+from waste_seg_ros.runtime.bundle import Bundle, open_bundle
 
 
 @dataclass(frozen=True)

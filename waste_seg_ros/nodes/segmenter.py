@@ -69,8 +69,8 @@ from waste_seg_ros.nodes.messages import belt_plane, is_calibrated, item_message
 from waste_seg_ros.perception.draw import draw_overlay
 from waste_seg_ros.perception.items import Item, ItemParams, extract_items, label_image
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
-from waste_seg_ros.runtime.backends import KINDS, as_head, input_size_for
-from waste_seg_ros.runtime.bundle import HEADS
+from waste_seg_ros.runtime import HEADS, KINDS
+from waste_seg_ros.runtime.backends import as_head, input_size_for
 from waste_seg_ros.srv import SelectModel
 
 STALE_AFTER = 2.0
@@ -370,6 +370,7 @@ class Segmenter(LifecycleNode):
             changes.append(Parameter("backend", value=request.backend))
         await self._load_ahead({change.name: change.value for change in changes})
         result = self.set_parameters_atomically(changes)
+        self._ahead = None  # a change refused for another reason leaves it behind
         response.success, response.message = result.successful, result.reason
         if result.successful and self._state() == "unconfigured":
             if self.get_parameter("autostart").value:
@@ -406,9 +407,7 @@ class Segmenter(LifecycleNode):
                 )
             if self.get_parameter("image_transport").value == "compressed":
                 require_decompression()
-            with self._load_lock:
-                model = load(self._read_request({}), self._image_size)
-            self._use(model)
+            self._use(self._load(self._read_request({})))
         except ValueError as error:  # ModelError, ImageError, an unknown class
             self._work = None
             self._model_problem = str(error)

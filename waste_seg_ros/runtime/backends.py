@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from waste_seg_ros.runtime import AUTO_ORDER, KINDS
 from waste_seg_ros.runtime.bundle import GRAPH, Bundle, Manifest
 
 if TYPE_CHECKING:
     from waste_seg_ros.runtime.export import Deploy
 
-AUTO_ORDER = ("openvino", "onnxruntime", "torch")
-KINDS = ("auto", *AUTO_ORDER)
 PRECISIONS = ("f32", "bf16")
 
 _log = logging.getLogger(__name__)

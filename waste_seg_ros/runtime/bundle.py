@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from waste_seg_ros.runtime import HEADS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from waste_seg_ros.models import SegmentationModel
 
 FORMAT = 1
-HEADS = ("binary", "semantic", "instance")
 MANIFEST = "manifest.yaml"
 WEIGHTS = "weights.safetensors"
 GRAPH = "model.onnx"

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from waste_seg_ros.models import HEADS, SegmentationModel, decide
+from waste_seg_ros.models import SegmentationModel, decide
+from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.bundle import (
     Bundle,
     BundleError,

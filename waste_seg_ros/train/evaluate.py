@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
-from waste_seg_ros.files import write_file, write_png
+from waste_seg_ros.files import write_json, write_png
 from waste_seg_ros.perception.draw import contact_sheet, draw_overlay
 from waste_seg_ros.perception.items import (
     Item,
@@ -34,6 +34,7 @@ from waste_seg_ros.perception.items import (
     label_image,
 )
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
+from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.backends import as_head
 from waste_seg_ros.train.metrics import BinaryIoU, ConfusionMatrix, ItemCounts, PanopticQuality
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 #: From an (H, W, 3) uint8 RGB image of any size to a prediction at the network's resolution.
 Predict = Callable[[NDArray[np.uint8]], "Prediction"]
 
-HEADS = ("binary", "semantic", "instance")
 #: Backends for so many image sizes are kept at a time.
 _BACKENDS_KEPT = 4
 
@@ -220,6 +220,50 @@ def model_predictor(
 # --- measuring ------------------------------------------------------------------------------------
 
 
+class Scores:
+    """The measures of a run, frame by frame.
+
+    ``named``: the classes count; else only foreground, and items whatever their class.
+    """
+
+    def __init__(self, classes: int, named: bool) -> None:
+        self.named = named
+        self.confusion, self.binary = ConfusionMatrix(classes), BinaryIoU()
+        self.quality, self.found = PanopticQuality(classes), ItemCounts()
+
+    def update(
+        self,
+        sample: Sample,
+        labels: NDArray[np.uint8],
+        instances: NDArray[np.uint16],
+        kinds: Mapping[int, int],
+    ) -> tuple[float, tuple[int, int, int]]:
+        """Add a frame.
+
+        Args:
+            sample: the truth, its labels those of the network's classes.
+            labels: (H, W) predicted labels, of the sample's size.
+            instances: (H, W) predicted item ids.
+            kinds: class of each predicted item, 0 for unknown.
+
+        Returns:
+            the frame's foreground IoU, and its found, missed and false items.
+        """
+        void = sample.labels == IGNORE
+        true_kinds = instance_classes(sample)
+        frame_iou = self.binary.update(sample.labels, labels)
+        if self.named:
+            self.confusion.update(sample.labels, labels)
+        self.quality.update(sample.instances, true_kinds, instances, kinds, void)
+        return frame_iou, self.found.update(
+            sample.instances,
+            instances,
+            void,
+            true_kinds if self.named else None,
+            kinds if self.named else None,
+        )
+
+
 def evaluate(
     predict: Predict,
     dataset: Iterable[Sample],
@@ -257,9 +301,7 @@ def evaluate(
     if head not in HEADS:
         raise ValueError(f"head {head!r} is none of {', '.join(HEADS)}")
     params = replace(params or ItemParams(), class_agnostic=head == "binary")
-    count = len(classes)
-    confusion, binary = ConfusionMatrix(count), BinaryIoU()
-    quality, found = PanopticQuality(count), ItemCounts()
+    scores = Scores(len(classes), named=head != "binary")
     source = tuple(getattr(dataset, "classes", classes))
     gallery_frames: list[tuple[float, int, Sample, NDArray[np.uint16], tuple[Item, ...]]] = []
     spent = {"network": 0.0, "items": 0.0}
@@ -277,20 +319,8 @@ def evaluate(
         labels = scale_ids(label_image(instances, items), (width, height))
         instances = scale_ids(instances, (width, height))
 
-        void = sample.labels == IGNORE
-        truth_kinds = instance_classes(sample)
         kinds = {item.id: item.class_index for item in items}
-        frame_iou = binary.update(sample.labels, labels)
-        if head != "binary":
-            confusion.update(sample.labels, labels)
-        quality.update(sample.instances, truth_kinds, instances, kinds, void)
-        hit, missed, false = found.update(
-            sample.instances,
-            instances,
-            void,
-            truth_kinds if head != "binary" else None,
-            kinds if head != "binary" else None,
-        )
+        frame_iou, (hit, missed, false) = scores.update(sample, labels, instances, kinds)
         frames += 1
         if worst > 0 and gallery is not None:
             # Worst first by items, then by foreground.
@@ -307,18 +337,19 @@ def evaluate(
         ordered = sorted(gallery_frames, key=lambda entry: entry[:2], reverse=True)
         _write_gallery(gallery, [entry[2:] for entry in ordered], classes)
 
+    confusion, quality, found = scores.confusion, scores.quality, scores.found
     result: dict[str, Any] = {
         "frames": frames,
         "head": head,
         "classes": list(classes),
-        "binary_iou": binary.value(),
+        "binary_iou": scores.binary.value(),
         "item_recall": found.recall(),
         "item_precision": found.precision(),
         "items": {"found": found.found, "missed": found.missed, "false": found.false},
         "agnostic": dict(zip(("pq", "sq", "rq"), quality.agnostic(), strict=True)),
         "seconds": {name: value / frames for name, value in spent.items()},
     }
-    if head != "binary":
+    if scores.named:
         pq, sq, rq = quality.mean()
         result |= {
             "miou": confusion.mean_iou(),
@@ -543,8 +574,7 @@ def run(args: argparse.Namespace) -> int:
             "passed_over": list(dataset.problems),
         }
         if args.json:
-            content = json.dumps(_plain(result), indent=2, allow_nan=False) + "\n"
-            write_file(args.json, content.encode())
+            write_json(args.json, result)
     except (ValueError, OSError) as error:
         print(f"waste-seg eval: {error}", file=sys.stderr)
         return 1
@@ -559,12 +589,3 @@ def run(args: argparse.Namespace) -> int:
     if args.gallery:
         print(f"worst frames (left the truth, right the model): {args.gallery}")
     return 0
-
-
-def _plain(value: Any) -> Any:
-    """The same for JSON, which knows no NaN."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import shutil
 import signal
 import sys
@@ -42,7 +41,10 @@ from tqdm import tqdm
 
 from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
 from waste_seg_ros.data.synthetic import synthetic_sample
-from waste_seg_ros.models import HEADS, TRUNKS, SegmentationModel, build_model, decide
+from waste_seg_ros.files import write_png
+from waste_seg_ros.models import TRUNKS, SegmentationModel, build_model, decide
+from waste_seg_ros.perception.scaling import scale_ids, scale_image
+from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.bundle import MEAN, STD, write_atomically
 from waste_seg_ros.train.augment import augment
 from waste_seg_ros.train.losses import LossSettings, total_loss
@@ -137,17 +139,10 @@ def fit_sample(sample: Sample, size: tuple[int, int]) -> Sample:
     """``sample`` scaled to ``size`` (width, height), for validation; aspect is not kept."""
     if sample.labels.shape == (size[1], size[0]):
         return sample
-    shrink = sample.labels.shape[1] > size[0]
     return Sample(
-        cv2.resize(
-            sample.image, size, interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-        ).astype(np.uint8, copy=False),
-        cv2.resize(sample.labels, size, interpolation=cv2.INTER_NEAREST).astype(
-            np.uint8, copy=False
-        ),
-        cv2.resize(sample.instances, size, interpolation=cv2.INTER_NEAREST).astype(
-            np.uint16, copy=False
-        ),
+        scale_image(sample.image, size),
+        scale_ids(sample.labels, size),
+        scale_ids(sample.instances, size),
         sample.name,
     )
 
@@ -480,11 +475,7 @@ def draw_curves(log: Path, output: Path) -> None:
             if 0 <= value <= 1 and not key.endswith("_px"):
                 figures.setdefault(key, []).append((entry["step"], value))
     panels = [_panel("loss (log10)", losses), _panel("validation IoU", figures, (0.0, 1.0))]
-    ok, data = cv2.imencode(".png", np.vstack(panels))
-    if ok:
-        temporary = output.with_suffix(".tmp")
-        temporary.write_bytes(data.tobytes())
-        os.replace(temporary, output)
+    write_png(output, np.vstack(panels)[..., ::-1])
 
 
 def _panel(
