@@ -29,10 +29,18 @@ class SegmentationModel(nn.Module):
       (N, 2, H/4, W/4), (dx, dy) in input pixels from the cell's centre to its item's centre of
       mass. The centre of cell (i, j) is the input point x = 4j + 1.5, y = 4i + 1.5, with pixel
       centres at whole numbers.
+
+    Built with ``guides``, and in training mode, also ``guide0``, ``guide1``, ...: (N, C+1, h, w)
+    semantic logits from the trunk's guides, at their resolution.
     """
 
     def __init__(
-        self, name: str, trunk: Trunk, heads: tuple[str, ...], classes: tuple[str, ...]
+        self,
+        name: str,
+        trunk: Trunk,
+        heads: tuple[str, ...],
+        classes: tuple[str, ...],
+        guides: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -44,14 +52,19 @@ class SegmentationModel(nn.Module):
         channels = trunk.channels
         # Every head has the binary classifier: it tells items from belt better than the background
         # channel of the semantic one (see `decide`).
-        self.binary = PixelClassifier(channels["fine"], 1)
+        self.binary = PixelClassifier(channels["fine"], 1, trunk.fine_stride)
         self.semantic = (
-            PixelClassifier(channels["fine"], len(classes) + 1)
+            PixelClassifier(channels["fine"], len(classes) + 1, trunk.fine_stride)
             if "semantic" in heads or "instance" in heads
             else None
         )
         self.instance = (
             InstanceBranch(channels["deep"], channels["mid"]) if "instance" in heads else None
+        )
+        self.guides = (
+            nn.ModuleList(nn.Conv2d(c, len(classes) + 1, 1) for c in trunk.guide_channels)
+            if guides and self.semantic is not None
+            else nn.ModuleList()
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -62,6 +75,9 @@ class SegmentationModel(nn.Module):
             outputs["semantic"] = self.semantic(features)
         if self.instance is not None:
             outputs["centers"], outputs["offsets"] = self.instance(features)
+        if self.training:
+            for number, guide in enumerate(self.guides):
+                outputs[f"guide{number}"] = guide(features.guides[number])
         return outputs
 
 
@@ -97,11 +113,13 @@ def build_model(
     head: str | Sequence[str] = "semantic",
     classes: Sequence[str] = CLASSES,
     width: float = 1.0,
+    guides: bool = False,
 ) -> SegmentationModel:
     """A network with fresh weights.
 
     ``name``: a key of `TRUNKS`. ``head``: one of `HEADS` or several of them on one trunk.
-    ``classes``: names of label ids 1, 2, ... ``width`` multiplies the trunk's channels.
+    ``classes``: names of label ids 1, 2, ... ``width`` multiplies the trunk's channels. ``guides``: with the
+    classifiers that only training needs.
 
     Raises ValueError for an unknown name or head, no classes or repeated ones, or a width that is
     not a positive number.
@@ -118,7 +136,7 @@ def build_model(
     if not (math.isfinite(width) and width > 0):
         raise ValueError(f"width must be a positive number, not {width}")
     ordered = tuple(h for h in HEADS if h in heads)
-    return SegmentationModel(name, TRUNKS[name](width), ordered, tuple(classes))
+    return SegmentationModel(name, TRUNKS[name](width), ordered, tuple(classes), guides)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from waste_seg_ros.models.heads import Features, Trunk
+from waste_seg_ros.models.heads import Features, Trunk, scaled
 
 
 def unpool_mask(x: Tensor, pooled: Tensor) -> Tensor:
@@ -201,10 +201,6 @@ class Upsample(nn.Module):
         return functional.relu(_add_dropped(main, self.branch(x), self.dropout, self.training))
 
 
-def _scaled(channels: int, width: float) -> int:
-    return max(8, 8 * round(channels * width / 8))
-
-
 class ENetTrunk(Trunk):
     """ENet without its classifier.
 
@@ -216,7 +212,7 @@ class ENetTrunk(Trunk):
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__(width)
-        c16, c64, c128 = _scaled(16, width), _scaled(64, width), _scaled(128, width)
+        c16, c64, c128 = scaled(16, width), scaled(64, width), scaled(128, width)
         self.channels = {"deep": c128, "mid": c64, "fine": c16}
         self.initial = InitialBlock(c16)
         self.down1 = Downsample(c16, c64, 0.01)

@@ -18,43 +18,70 @@ OFFSET_SCALE = 32.0
 class Features(NamedTuple):
     """What a trunk hands to the heads, each (N, channels, h, w).
 
-    ``deep``: encoder output at 1/8 of the input; ``mid``: encoder at 1/4; ``fine``: decoder output
-    at 1/2. A trunk names the channels of each in its dict ``channels``.
+    ``deep``: features at 1/8 of the input that have seen its context; ``mid``: features at 1/4;
+    ``fine``: what the pixels are classified from, at 1/``fine_stride``. A trunk names the channels
+    of each in its dict ``channels``. ``guides``: features that training supervises beside the
+    last ones, of ``guide_channels`` and any resolution; empty in eval mode.
     """
 
     deep: Tensor
     mid: Tensor
     fine: Tensor
+    guides: tuple[Tensor, ...] = ()
 
 
 class Trunk(nn.Module):
     """What every architecture gives: a module from (N, 3, H, W) to `Features`.
 
-    ``stride``: H and W are multiples of it. ``channels``: of each of the features, by name.
+    ``stride``: H and W are multiples of it. ``fine_stride``: of the features ``fine``, one of 1,
+    2, 4, 8. ``channels``: of each of the features, by name. ``guide_channels``: of the guides.
     ``width``: factor on the architecture's own channels.
     """
 
     stride: int
+    fine_stride: int = 2
     channels: dict[str, int]
+    guide_channels: tuple[int, ...] = ()
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
         self.width = width
 
 
+def scaled(channels: int, width: float) -> int:
+    """``channels`` times ``width`` as a multiple of 8, at least 8."""
+    return max(8, 8 * round(channels * width / 8))
+
+
 class PixelClassifier(nn.Module):
-    """ENet's last layer: 2x2 stride 2 transposed convolution to the input's resolution.
+    """The last layer of a pixel classifier, to the input's resolution.
+
+    At ``stride`` 2 ENet's 2x2 transposed convolution; else a 1x1 convolution and, above stride 1,
+    bilinear upsampling, as ICNet and BiSeNet have it.
 
     forward: `Features` to (N, outputs, H, W) logits.
     """
 
-    def __init__(self, channels: int, outputs: int) -> None:
+    def __init__(self, channels: int, outputs: int, stride: int = 2) -> None:
         super().__init__()
-        self.full = nn.ConvTranspose2d(channels, outputs, 2, stride=2)
+        self.full: nn.Module = (
+            nn.ConvTranspose2d(channels, outputs, 2, stride=2)
+            if stride == 2
+            else nn.Conv2d(channels, outputs, 1)
+        )
+        self.factor = float(stride) if stride > 2 else 1.0
 
     def forward(self, features: Features) -> Tensor:
         """See the class."""
-        return self.full(features.fine)
+        logits: Tensor = self.full(features.fine)
+        if self.factor == 1.0:
+            return logits
+        return upsample(logits, self.factor)
+
+
+def upsample(x: Tensor, factor: float = 2.0) -> Tensor:
+    """Bilinear upsampling of (N, C, h, w) by ``factor``."""
+    return functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
@@ -107,6 +134,5 @@ class InstanceBranch(nn.Module):
     def forward(self, features: Features) -> tuple[Tensor, Tensor]:
         """See the class."""
         x = self.context(self.reduce(features.deep))
-        x = functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-        x = self.fuse(torch.cat((x, self.skip(features.mid)), 1))
+        x = self.fuse(torch.cat((upsample(x), self.skip(features.mid)), 1))
         return self.centers(x), self.offsets(x) * OFFSET_SCALE
