@@ -19,7 +19,7 @@ COMMANDS = (
     ("train", "waste_seg_ros.train.loop", "train a model and write its bundle"),
     ("eval", "waste_seg_ros.train.evaluate", "measure a bundle on labelled images"),
     ("export", "waste_seg_ros.runtime.export", "write a bundle's ONNX file anew"),
-    ("models", "waste_seg_ros.runtime.bundle", "list the model bundles that are found"),
+    ("models", "waste_seg_ros.runtime.listing", "list models: bundles found, or architectures"),
     ("bench", "waste_seg_ros.bench", "measure how fast this machine runs a bundle"),
     ("contact-sheet", "waste_seg_ros.data.synthetic", "draw samples of the synthetic line"),
 )

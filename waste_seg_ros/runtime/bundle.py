@@ -12,13 +12,11 @@ unpickled. torch is imported only by what handles weights.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -105,6 +103,11 @@ class Bundle:
     def reference(self) -> str:
         """Name and digest joined by "@": what `parent` is in a bundle made from this one."""
         return f"{self.manifest.name}@{self.digest}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole folder: manifest and all files that it names."""
+        return sum((self.path / name).stat().st_size for name in (MANIFEST, *self.manifest.files))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -541,29 +544,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value
-
-
-# --------------------------------------------------------------------------------------------------
-# Command line
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``waste-seg models`` takes no options."""
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print a line for each bundle on the search path, broken ones with what is wrong."""
-    broken = False
-    for path in list_bundles():
-        try:
-            manifest = open_bundle(path).manifest
-        except BundleError as error:
-            print(f"{path.name}: {error}", file=sys.stderr)
-            broken = True
-            continue
-        width, height = manifest.input_size
-        print(
-            f"{manifest.name:24s} {manifest.architecture} {manifest.head:9s} {width}x{height}  "
-            f"{', '.join(manifest.classes)}"
-        )
-    return int(broken)
