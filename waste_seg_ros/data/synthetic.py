@@ -478,6 +478,16 @@ def synthetic_sample(seed: int, index: int, size: tuple[int, int] = (320, 240)) 
     Returns:
         A sample whose belt runs along any of the four image directions.
     """
+    return synthetic_scene(seed, index, size)[0]
+
+
+def synthetic_scene(
+    seed: int, index: int, size: tuple[int, int] = (320, 240)
+) -> tuple[Sample, dict[int, str]]:
+    """`synthetic_sample` and the kind of each item by its instance id, such as "bottle/jug".
+
+    Of ids that are not in the sample (hidden, or off the picture) kinds are told as well.
+    """
     rng = np.random.default_rng([seed, 0, index])
     turned = bool(rng.random() < 0.5)
     w, h = size[::-1] if turned else size
@@ -495,7 +505,8 @@ def synthetic_sample(seed: int, index: int, size: tuple[int, int] = (320, 240)) 
     picture: list[Array] = [image, labels, instances]
     if turned:
         picture = [np.ascontiguousarray(np.rot90(a)) for a in picture]
-    return Sample(picture[0], picture[1], picture[2], f"synthetic:{seed}:{index}")
+    sample = Sample(picture[0], picture[1], picture[2], f"synthetic:{seed}:{index}")
+    return sample, {number: item.sprite.kind for number, item in enumerate(items, 1)}
 
 
 class SyntheticLine:
