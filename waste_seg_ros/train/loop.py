@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import json
 import math
 import shutil
@@ -47,7 +48,21 @@ from waste_seg_ros.perception.scaling import scale_ids, scale_image
 from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.bundle import MEAN, STD, write_atomically
 from waste_seg_ros.train.augment import augment
-from waste_seg_ros.train.losses import LossSettings, total_loss
+from waste_seg_ros.train.losses import (
+    LOSSES,
+    DistillSettings,
+    LossSettings,
+    distill_loss,
+    total_loss,
+)
+from waste_seg_ros.train.start import (
+    FROZEN,
+    Teacher,
+    freeze,
+    open_teacher,
+    start_from,
+    watch_deep,
+)
 from waste_seg_ros.train.targets import make_targets
 
 KEPT_CHECKPOINTS = 2
@@ -84,6 +99,8 @@ class TrainConfig:
     clip: float = 5.0
     ema: float = 0.998
     gamma: float = 2.0
+    loss: str = LOSSES[0]
+    guides: float = 0.4
     dropout: float = 0.0
     class_balance: float = 0.5
     bf16: bool = True
@@ -95,6 +112,10 @@ class TrainConfig:
     validate_steps: int = 500
     log_steps: int = 20
     init: str = ""
+    encoder: str = ""
+    freeze: str = FROZEN[0]
+    teacher: str = ""
+    distill: float = 1.0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -412,13 +433,19 @@ def load_checkpoint(
     return state
 
 
-def read_run(run: Path) -> tuple[TrainConfig, SegmentationModel, dict[str, Any]]:
-    """A run's settings, its model with the averaged weights (eval mode), and its state."""
+def read_run(
+    run: Path, model: SegmentationModel | None = None
+) -> tuple[TrainConfig, SegmentationModel, dict[str, Any]]:
+    """A run's settings, its model with the averaged weights (eval mode), and its state.
+
+    ``model``: takes the weights, in place, if the run trained one that was given to it.
+    """
     config = read_config(run / "config.yaml", TrainConfig())
     checkpoints = find_checkpoints(run)
     if not checkpoints:
         raise TrainingError(f"{run}: no {_PREFIX}* in it; is it the folder of a training run?")
-    model = build_model(config.architecture, config.heads, config.classes, config.width)
+    if model is None:
+        model = build_model(config.architecture, config.heads, config.classes, config.width, True)
     try:
         model.load_state_dict(load_file(checkpoints[-1] / "average.safetensors"))
         state: dict[str, Any] = json.loads((checkpoints[-1] / "state.json").read_text())
@@ -530,6 +557,8 @@ def check_config(config: TrainConfig) -> None:
     for name, choices in (
         ("optimizer", ("adamw", "sgd")),
         ("schedule", ("cosine", "poly", "constant")),
+        ("loss", LOSSES),
+        ("freeze", FROZEN),
     ):
         if getattr(config, name) not in choices:
             raise TrainingError(f"{name} {getattr(config, name)!r}; known: {', '.join(choices)}")
@@ -550,6 +579,9 @@ def check_config(config: TrainConfig) -> None:
     for name in ("lr", "clip", "checkpoint_seconds"):
         if not (getattr(config, name) > 0 and math.isfinite(getattr(config, name))):
             raise TrainingError(f"{name} must be above 0, not {getattr(config, name)}")
+    for name in ("guides", "distill"):
+        if not (getattr(config, name) >= 0 and math.isfinite(getattr(config, name))):
+            raise TrainingError(f"{name} must be at least 0, not {getattr(config, name)}")
     for name in ("warmup", "ema"):
         if not 0 <= getattr(config, name) < 1:
             raise TrainingError(f"{name} must be in [0, 1), not {getattr(config, name)}")
@@ -595,6 +627,8 @@ def train(
     until_step: int = 0,
     quiet: bool = False,
     batches: Callable[[TrainConfig, int], Iterator[dict[str, Tensor]]] = _batches,
+    teacher: Teacher | None = None,
+    model: SegmentationModel | None = None,
 ) -> TrainResult:
     """Trains into the folder ``run``.
 
@@ -605,6 +639,11 @@ def train(
         until_step: leave off (with a checkpoint) at this step though the schedule goes on.
         quiet: no progress bar.
         batches: endless iterator of batches from a number on.
+        teacher: what to distil from, see `Teacher`; None opens the bundle that ``config`` names,
+            if any.
+        model: the network to train, in place, from its weights (``init`` and ``encoder`` are not
+            read), of the settings' heads and classes; None makes one of the settings. On
+            ``resume`` one of the same channels is to be given again, and to `read_run` as well.
 
     Raises:
         TrainingError: bad settings, an unusable folder, or a loss that is no number: the message
@@ -621,13 +660,13 @@ def train(
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     cv2.setNumThreads(0)
-    model = build_model(config.architecture, config.heads, config.classes, config.width)
-    if config.init and not resume:
-        _start_from(model, config.init, quiet)
+    model = _make_model(config, fresh=not resume, quiet=quiet) if model is None else model
     scale_dropout(model, config.dropout)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    judge = build_model(config.architecture, config.heads, config.classes, config.width)
-    judge = judge.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    judge = copy.deepcopy(model).eval()
+    if teacher is None and config.teacher:
+        teacher = open_teacher(config.teacher, config.classes)
+    deep = watch_deep(model) if teacher else {}
     optimizer = make_optimizer(model, config)
     average = Average(model, config.ema)
     step, elapsed = 0, 0.0
@@ -648,7 +687,7 @@ def train(
     size = parse_size(config.sizes[0], _stride(config))
     held_out = [fit_sample(read(i, size), size) for i in range(count or 100)]
 
-    settings = LossSettings(gamma=config.gamma)
+    settings = LossSettings(kind=config.loss, gamma=config.gamma, guides=config.guides)
     factors = torch.from_numpy(weights)
     forward: nn.Module = torch.compile(model, dynamic=True) if config.compile else model  # type: ignore[assignment]
     history: deque[dict[str, float]] = deque(maxlen=config.log_steps)
@@ -659,6 +698,7 @@ def train(
     waited = 0.0
     loader = batches(config, step)
     model.train()
+    freeze(model, config.freeze)
     log = (run / "log.jsonl").open("a", buffering=1)
     bar = tqdm(
         total=config.steps or round(config.minutes * 60),
@@ -708,7 +748,11 @@ def train(
             image = normalise(batch["image"])
             with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                 outputs = forward(image)
+                wanted = _ask(teacher, image) if teacher else {}
             loss, parts = total_loss(outputs, batch, settings, factors)
+            if teacher:
+                more, learned = distill_loss({**outputs, **deep}, wanted, DistillSettings())
+                loss, parts = loss + config.distill * more, {**parts, **learned}
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             value = float(loss.detach())
@@ -758,19 +802,25 @@ def train(
     return TrainResult(step, finished, figures)
 
 
-def _start_from(model: SegmentationModel, init: str, quiet: bool) -> None:
-    """Takes over what fits from a bundle; heads it has not start fresh."""
-    from waste_seg_ros.runtime.bundle import open_bundle, read_weights
+def _make_model(config: TrainConfig, fresh: bool, quiet: bool) -> SegmentationModel:
+    """The network of the settings; ``fresh``: with the weights that a new run starts from."""
+    model = build_model(config.architecture, config.heads, config.classes, config.width, True)
+    notes = []
+    if fresh and config.init:
+        notes.append(start_from(model, config.init))
+    if fresh and config.encoder:
+        from waste_seg_ros.models.vgg import load_encoder
 
-    weights = read_weights(open_bundle(init))
-    own = model.state_dict()
-    fits = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    if not any(k.startswith("trunk.") for k in fits):
-        raise TrainingError(f"{init}: no weight of its trunk fits this architecture and width")
-    model.load_state_dict(fits, strict=False)
-    fresh = sorted({k.split(".")[0] for k in own if k not in fits})
-    if fresh and not quiet:
-        print(f"{init}: starting fresh: {', '.join(fresh)}", file=sys.stderr)
+        notes.append(load_encoder(model, Path(config.encoder)))
+    if not quiet:
+        for note in notes:
+            print(note, file=sys.stderr)
+    return model
+
+
+@torch.no_grad()
+def _ask(teacher: Teacher, image: Tensor) -> Mapping[str, Tensor]:
+    return teacher(image)
 
 
 def _measure_classes(config: TrainConfig) -> NDArray[np.float32]:
@@ -862,6 +912,8 @@ _HELP = {
     "clip": "largest norm of the gradient",
     "ema": "decay of the moving average of the weights",
     "gamma": "exponent of the focal losses",
+    "loss": "one of " + ", ".join(LOSSES),
+    "guides": "factor on the losses of the guides that ICNet and BiSeNet train with",
     "dropout": "factor on the paper's dropout rates; endless synthetic data needs none",
     "class_balance": "0: pixels count alike, 1: classes do",
     "bf16": "bfloat16 where it is safe",
@@ -872,7 +924,11 @@ _HELP = {
     "checkpoint_seconds": "between checkpoints",
     "validate_steps": "between validations",
     "log_steps": "between lines of the log",
-    "init": "bundle to start from",
+    "init": "bundle to start from; its classes are matched by name",
+    "encoder": "file of ImageNet weights for a VGG-16 or ResNet-50 encoder",
+    "freeze": "what of the network is kept as it is: " + ", ".join(FROZEN),
+    "teacher": "bundle to distil from",
+    "distill": "factor on what is learned from the teacher",
 }
 
 

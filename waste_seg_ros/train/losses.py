@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from waste_seg_ros.data.sample import IGNORE, OTHER
 from waste_seg_ros.models.heads import OFFSET_SCALE
+from waste_seg_ros.train.targets import CELL
 
 
 def focal_loss(
@@ -142,6 +143,10 @@ def offset_loss(offsets: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return (distance * weight).sum() / weight.sum().clamp_min(1e-6) / OFFSET_SCALE
 
 
+LOSSES = ("focal-lovasz", "cross-entropy")
+"""What pixels are classified by: focal plus Lovasz losses, or plain cross entropy to compare."""
+
+
 @dataclass(frozen=True)
 class LossSettings:
     """Factors of the parts, and how many pixels they look at.
@@ -150,21 +155,26 @@ class LossSettings:
     part on a common trunk, hence their small factors. (Adam makes up for them in the heads' own
     weights.)
 
+    ``kind``: one of `LOSSES`; of cross entropy the factor is 1, and no others count for pixels.
+    ``guides``: of each guide's loss against the semantic head's without Lovasz; 0.4 is ICNet's of
+    its branch at 1/8 (H. Zhao et al., ECCV 2018, section 4.1; 0.16 at 1/16).
     ``stride``: the pixel losses see every stride-th row and column, from a random first one.
     ``lovasz_stride``: likewise for the Lovasz losses, whose sorting is the costly part.
     """
 
+    kind: str = "focal-lovasz"
     gamma: float = 2.0
     focal: float = 2.0
     lovasz: float = 1.0
     binary: float = 0.2
     centers: float = 0.1
     offsets: float = 0.3
+    guides: float = 0.4
     stride: int = 1
     lovasz_stride: int = 4
 
 
-def _thin(x: Tensor, stride: int) -> tuple[slice, slice]:
+def _thin(stride: int) -> tuple[slice, slice]:
     """Slices over the last two axes: every stride-th element from a random first one."""
     row, column = torch.randint(stride, (2,)).tolist() if stride > 1 else (0, 0)
     return slice(row, None, stride), slice(column, None, stride)
@@ -176,45 +186,58 @@ def total_loss(
     settings: LossSettings,
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Sum of the losses of every head in ``outputs``, and the parts unweighted for the log.
+    """Sum of the losses of every head and guide in ``outputs``, the parts unweighted for the log.
 
     ``outputs`` as of `models.SegmentationModel`; ``targets`` a batch of `targets.make_targets`.
     """
     parts: dict[str, Tensor] = {}
     labels = targets["labels"]
-    rows, columns = _thin(labels, settings.stride)
-    lovasz_rows, lovasz_columns = _thin(labels, settings.lovasz_stride)
+    rows, columns = _thin(settings.stride)
+    lovasz_rows, lovasz_columns = _thin(settings.lovasz_stride)
+    plain = settings.kind == "cross-entropy"
+    name, gamma, factor = (
+        ("cross_entropy", 0.0, 1.0) if plain else ("focal", settings.gamma, settings.focal)
+    )
     total = outputs[next(iter(outputs))].new_zeros((), dtype=torch.float32)
     if "semantic" in outputs:
         logits = outputs["semantic"]
         known = torch.where(labels == OTHER, IGNORE, labels)
-        parts["focal"] = focal_loss(
+        parts[name] = focal_loss(
             logits[..., rows, columns].float(),
             known[..., rows, columns].long(),
-            settings.gamma,
+            gamma,
             class_weights,
         )
-        parts["lovasz"] = lovasz_softmax(
-            logits[..., lovasz_rows, lovasz_columns].float(),
-            known[..., lovasz_rows, lovasz_columns],
-        )
-        total = total + settings.focal * parts["focal"] + settings.lovasz * parts["lovasz"]
+        total = total + factor * parts[name]
+        if not plain:
+            parts["lovasz"] = lovasz_softmax(
+                logits[..., lovasz_rows, lovasz_columns].float(),
+                known[..., lovasz_rows, lovasz_columns],
+            )
+            total = total + settings.lovasz * parts["lovasz"]
+        for guide in sorted(key for key in outputs if key.startswith("guide")):
+            logits = outputs[guide]
+            parts[guide] = focal_loss(
+                logits.float(), shrink_labels(known, logits.shape[-2:]), gamma, class_weights
+            )
+            total = total + settings.guides * factor * parts[guide]
     if "binary" in outputs:
         logits = outputs["binary"][:, 0]
         thin = logits[..., rows, columns].float()
         seen = labels[..., rows, columns]
-        parts["binary_focal"] = binary_focal_loss(
-            thin, ((seen != 0) & (seen != IGNORE)).float(), seen != IGNORE, settings.gamma
+        part = f"binary_{name}"
+        parts[part] = binary_focal_loss(
+            thin, ((seen != 0) & (seen != IGNORE)).float(), seen != IGNORE, gamma
         )
-        seen = labels[..., lovasz_rows, lovasz_columns]
-        parts["binary_lovasz"] = lovasz_hinge(
-            logits[..., lovasz_rows, lovasz_columns].float(),
-            ((seen != 0) & (seen != IGNORE)).float(),
-            seen != IGNORE,
-        )
-        total = total + settings.binary * (
-            settings.focal * parts["binary_focal"] + settings.lovasz * parts["binary_lovasz"]
-        )
+        total = total + settings.binary * factor * parts[part]
+        if not plain:
+            seen = labels[..., lovasz_rows, lovasz_columns]
+            parts["binary_lovasz"] = lovasz_hinge(
+                logits[..., lovasz_rows, lovasz_columns].float(),
+                ((seen != 0) & (seen != IGNORE)).float(),
+                seen != IGNORE,
+            )
+            total = total + settings.binary * settings.lovasz * parts["binary_lovasz"]
     if "centers" in outputs:
         parts["centers"] = center_loss(
             outputs["centers"].float(), targets["heat"], targets["heat_weight"]
@@ -224,3 +247,97 @@ def total_loss(
         )
         total = total + settings.centers * parts["centers"] + settings.offsets * parts["offsets"]
     return total, {name: float(value.detach()) for name, value in parts.items()}
+
+
+def shrink_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+    """(N, H, W) uint8 labels by nearest neighbour at ``size`` (h, w), as int64."""
+    scaled = functional.interpolate(labels[:, None], size=tuple(size), mode="nearest-exact")
+    return scaled[:, 0].long()
+
+
+# --------------------------------------------------------------------------------------------------
+# Distillation
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """Factors of what a student learns from its teacher, beside the truth.
+
+    ``temperature`` softens the logits of both. ``stride``: as in `LossSettings`.
+    """
+
+    temperature: float = 2.0
+    semantic: float = 1.0
+    binary: float = 0.2
+    features: float = 1.0
+    centers: float = 0.1
+    offsets: float = 0.3
+    stride: int = 2
+
+
+def distill_loss(
+    outputs: Mapping[str, Tensor], teacher: Mapping[str, Tensor], settings: DistillSettings
+) -> tuple[Tensor, dict[str, float]]:
+    """What the student's outputs are from the teacher's, over the keys that both have.
+
+    After G. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015 (logits), and
+    Y. Liu et al., "Structured Knowledge Distillation for Semantic Segmentation", CVPR 2019 (pixel
+    by pixel, section 3.1, and the similarity of pairs of places in the features). The latter needs
+    no projection between the channels of the two, so nothing is trained outside of the student.
+
+    Args:
+        outputs: the student's, as of `models.SegmentationModel`, and its ``deep`` features
+            (N, channels, H/8, W/8).
+        teacher: likewise, without gradient; ``semantic`` is -inf in the channels of classes that
+            the teacher does not know: their probability is left out on both sides.
+        settings: factors.
+
+    Returns:
+        The weighted sum, and its parts unweighted for the log, by names that begin with "distill".
+    """
+    parts: dict[str, Tensor] = {}
+    rows, columns = _thin(settings.stride)
+    heat = settings.temperature
+    if "semantic" in outputs and "semantic" in teacher:
+        wanted = teacher["semantic"][..., rows, columns].float()
+        known = wanted[0, :, 0, 0] > -torch.inf
+        ours = outputs["semantic"][..., rows, columns].float()
+        parts["semantic"] = heat**2 * _divergence(ours[:, known] / heat, wanted[:, known] / heat)
+    if "binary" in outputs and "binary" in teacher:
+        # As two classes of which the background's logit is 0.
+        pair = [
+            torch.cat((torch.zeros_like(logit), logit), 1)
+            for logit in (
+                side["binary"][..., rows, columns].float() / heat for side in (outputs, teacher)
+            )
+        ]
+        parts["binary"] = heat**2 * _divergence(*pair)
+    if "deep" in outputs and "deep" in teacher:
+        height, width = outputs["deep"].shape[-2:]
+        grid = max(1, height // 2), max(1, width // 2)
+        ours, wanted = (_similarity(side["deep"].float(), grid) for side in (outputs, teacher))
+        parts["features"] = functional.mse_loss(ours, wanted)
+    if "centers" in outputs and "centers" in teacher:
+        wanted = teacher["centers"].float().sigmoid()
+        error = (outputs["centers"].float().sigmoid() - wanted).square().sum()
+        parts["centers"] = error / wanted.sum().clamp_min(1.0)
+        # The offsets of cells in whose middle the teacher sees an item.
+        item = (teacher["binary"][..., CELL // 2 :: CELL, CELL // 2 :: CELL] > 0).float()
+        parts["offsets"] = offset_loss(outputs["offsets"].float(), teacher["offsets"].float(), item)
+    total = next(iter(outputs.values())).new_zeros((), dtype=torch.float32)
+    for name, value in parts.items():
+        total = total + getattr(settings, name) * value
+    return total, {f"distill_{name}": float(value.detach()) for name, value in parts.items()}
+
+
+def _divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the softmax over channels of ``wanted``, mean of pixels."""
+    log_p, log_q = wanted.log_softmax(1), logits.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean()
+
+
+def _similarity(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Cosines (N, P, P) between the P places of ``features`` averaged over a ``grid`` (h, w)."""
+    pooled = functional.adaptive_avg_pool2d(features, grid).flatten(2)
+    unit = functional.normalize(pooled, dim=1)
+    return unit.transpose(1, 2) @ unit
