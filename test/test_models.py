@@ -69,7 +69,7 @@ def test_width_scales_the_channels(width):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nonet",), "unknown architecture 'nonet'; known: enet"),
+        (("nonet",), "unknown architecture 'nonet'; known: "),
         (("enet", "panoptic"), "unknown head 'panoptic'"),
         (("enet", ()), "unknown head"),
         (("enet", "semantic", ("a", "a")), "distinct"),

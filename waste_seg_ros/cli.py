@@ -21,6 +21,7 @@ COMMANDS = (
     ("export", "waste_seg_ros.runtime.export", "write a bundle's ONNX file anew"),
     ("models", "waste_seg_ros.runtime.listing", "list models: bundles found, or architectures"),
     ("bench", "waste_seg_ros.bench", "measure how fast this machine runs a bundle"),
+    ("render", "waste_seg_ros.data.render", "write scenes of the synthetic line as files"),
     ("contact-sheet", "waste_seg_ros.data.synthetic", "draw samples of the synthetic line"),
 )
 

@@ -35,9 +35,9 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
-def write_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write (H, W, 3) uint8 RGB as a PNG. Raises OSError."""
-    done, data = cv2.imencode(".png", image[..., ::-1])
+def write_png(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    """Write (H, W, 3) uint8 RGB, or (H, W) uint8 or uint16, as a PNG. Raises OSError."""
+    done, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)
     if not done:
         raise OSError(f"{path}: cannot be encoded")
     write_file(path, data.tobytes())

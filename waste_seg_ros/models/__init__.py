@@ -9,11 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from waste_seg_ros.data.sample import CLASSES
+from waste_seg_ros.models.bisenet import BiSeNetTrunk
 from waste_seg_ros.models.enet import ENetTrunk
 from waste_seg_ros.models.heads import Features, InstanceBranch, PixelClassifier, Trunk
+from waste_seg_ros.models.icnet import ICNetTrunk
 from waste_seg_ros.runtime import HEADS
 
-TRUNKS: dict[str, type[Trunk]] = {"enet": ENetTrunk}
+TRUNKS: dict[str, type[Trunk]] = {
+    "enet": ENetTrunk,
+    "icnet": ICNetTrunk,
+    "bisenet": BiSeNetTrunk,
+}
 """Trunk of each architecture by its name."""
 
 
