@@ -32,10 +32,10 @@ def render_scene(root: Path, seed: int, size: tuple[int, int], index: int) -> No
         return
     sample = synthetic_sample(seed, index, size)
     # The image last: a mask without an image is not seen, an image without its mask is an error.
-    for path, picture in reversed(
-        list(zip(paths, (sample.image, sample.labels, sample.instances), strict=True))
-    ):
-        write_png(path, picture)
+    image, mask, instances = paths
+    write_png(instances, sample.instances)
+    write_png(mask, sample.labels)
+    write_png(image, sample.image)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

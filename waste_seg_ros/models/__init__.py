@@ -13,12 +13,18 @@ from waste_seg_ros.models.bisenet import BiSeNetTrunk
 from waste_seg_ros.models.enet import ENetTrunk
 from waste_seg_ros.models.heads import Features, InstanceBranch, PixelClassifier, Trunk
 from waste_seg_ros.models.icnet import ICNetTrunk
+from waste_seg_ros.models.segnet import SegNetResNet50Trunk, SegNetVGG16Trunk
+from waste_seg_ros.models.unet import UNetResNet50Trunk, UNetVGG16Trunk
 from waste_seg_ros.runtime import HEADS
 
 TRUNKS: dict[str, type[Trunk]] = {
     "enet": ENetTrunk,
     "icnet": ICNetTrunk,
     "bisenet": BiSeNetTrunk,
+    "unet-vgg16": UNetVGG16Trunk,
+    "unet-resnet50": UNetResNet50Trunk,
+    "segnet-vgg16": SegNetVGG16Trunk,
+    "segnet-resnet50": SegNetResNet50Trunk,
 }
 """Trunk of each architecture by its name."""
 
