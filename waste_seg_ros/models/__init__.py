@@ -130,8 +130,8 @@ def build_model(
     """A network with fresh weights.
 
     ``name``: a key of `TRUNKS`. ``head``: one of `HEADS` or several of them on one trunk.
-    ``classes``: names of label ids 1, 2, ... ``width`` multiplies the trunk's channels. ``guides``: with the
-    classifiers that only training needs.
+    ``classes``: names of label ids 1, 2, ... ``width`` multiplies the trunk's channels.
+    ``guides``: with the classifiers that only training needs.
 
     Raises ValueError for an unknown name or head, no classes or repeated ones, or a width that is
     not a positive number.
