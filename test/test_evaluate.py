@@ -77,7 +77,12 @@ def test_a_perfect_network_has_perfect_figures(predict):
     for name in ("miou", "miou_foreground", "binary_iou", "pq", "sq", "rq", "item_recall"):
         assert result[name] == 1.0
     assert result["item_precision"] == result["item_naming"] == 1.0
-    assert result["agnostic"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0}
+    names = ("pq", "sq", "rq", "ap", "ap50", "ap75")
+    assert result["agnostic"] == dict.fromkeys(names, 1.0)
+    for name in ("ap", "ap50", "ap75", "boundary_f", "boundary_f_foreground", "miou_pixels"):
+        assert result[name] == 1.0 and headline(result)[name] == 1.0
+    # It is always right, and says so at 0.9.
+    assert result["ece"] == pytest.approx(0.1) and result["ece_items"] == pytest.approx(0.1)
     assert result["items"] == {"found": 4, "missed": 0, "false": 0}
 
 

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
+import io
 import math
 import re
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 from tqdm import tqdm
 
-from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
+from waste_seg_ros.data.sample import CLASSES, IGNORE, Sample, rename_labels
+from waste_seg_ros.data.sources import SPECS, open_data, read_names, tell_problems
 from waste_seg_ros.files import write_json, write_png
 from waste_seg_ros.perception.draw import contact_sheet, draw_overlay
 from waste_seg_ros.perception.items import (
@@ -36,7 +40,16 @@ from waste_seg_ros.perception.items import (
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
 from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.backends import as_head
-from waste_seg_ros.train.metrics import BinaryIoU, ConfusionMatrix, ItemCounts, PanopticQuality
+from waste_seg_ros.train.charts import draw_confusion, draw_reliability
+from waste_seg_ros.train.metrics import (
+    AveragePrecision,
+    BinaryIoU,
+    BoundaryF,
+    Calibration,
+    ConfusionMatrix,
+    ItemCounts,
+    PanopticQuality,
+)
 
 if TYPE_CHECKING:
     from waste_seg_ros.models import SegmentationModel
@@ -49,109 +62,8 @@ Predict = Callable[[NDArray[np.uint8]], "Prediction"]
 #: Backends for so many image sizes are kept at a time.
 _BACKENDS_KEPT = 4
 
-
-# --- data -----------------------------------------------------------------------------------------
-
-
-class SyntheticSet:
-    """Scenes 0..count - 1 of the synthetic line's seed."""
-
-    def __init__(self, seed: int, count: int, size: tuple[int, int] = (320, 240)) -> None:
-        self.seed, self.count, self.size = seed, count, size
-        self.classes = CLASSES
-        self.problems: list[str] = []
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Sample]:
-        from waste_seg_ros.data.synthetic import synthetic_sample
-
-        for index in range(self.count):
-            sample = synthetic_sample(self.seed, index, self.size)
-            yield replace(sample, name=f"synthetic-{self.seed}-{index}")
-
-
-def open_dataset(
-    spec: str,
-    classes: Sequence[str] = CLASSES,
-    *,
-    categories: Mapping[str, str] | None = None,
-    only: Collection[str] | None = None,
-    strict: bool = False,
-) -> Any:
-    """Open the data that a specification names.
-
-    Args:
-        spec: ``synthetic:SEED:COUNT``, ``synthetic:SEED:COUNT:WIDTHxHEIGHT``,
-            ``coco:ANNOTATIONS.json:IMAGES`` or ``folder:DIR``.
-        classes: names of the classes (the synthetic line has its own).
-        categories: class of each COCO category by name, beyond those known.
-        only: file names of the images to take (COCO).
-        strict: raise at the first thing that is broken instead of passing it over.
-
-    Returns:
-        something with a length, ``classes`` and ``problems`` that gives samples.
-
-    Raises:
-        ValueError: if the specification is not understood or the data are broken.
-        OSError: if a file cannot be read.
-    """
-    kind, _, rest = spec.partition(":")
-    parts = rest.split(":")
-    if kind == "synthetic" and len(parts) in (2, 3) and all(p.isdigit() for p in parts[:2]):
-        size = re.fullmatch(r"(\d+)x(\d+)", parts[2]) if len(parts) == 3 else None
-        if len(parts) == 2 or size:
-            wide = (int(size[1]), int(size[2])) if size else (320, 240)
-            return SyntheticSet(int(parts[0]), int(parts[1]), wide)
-    if kind == "coco" and len(parts) == 2 and all(parts):
-        from waste_seg_ros.data.coco import CocoDataset
-
-        return CocoDataset(
-            Path(parts[0]), Path(parts[1]), categories, classes, only=only, strict=strict
-        )
-    if kind == "folder" and rest:
-        from waste_seg_ros.data.folder import FolderDataset
-
-        return FolderDataset(Path(rest), classes, strict=strict)
-    raise ValueError(
-        f"data {spec!r} is not understood; it must be synthetic:SEED:COUNT[:WIDTHxHEIGHT], "
-        "coco:ANNOTATIONS.json:IMAGES or folder:DIR"
-    )
-
-
-def read_names(choice: str) -> frozenset[str]:
-    """File names from ``FILE.json:KEY`` (a list in a JSON object) or from lines of a text file.
-
-    Raises:
-        ValueError: if there is no such list.
-        OSError: if the file cannot be read.
-    """
-    path, _, key = choice.partition(":")
-    text = Path(path).read_text(encoding="utf-8")
-    if not key:
-        return frozenset(line.strip() for line in text.splitlines() if line.strip())
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from error
-    names = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        known = ", ".join(content) if isinstance(content, dict) else "none"
-        raise ValueError(f"{path}: has no list of names {key!r}; it has {known}")
-    return frozenset(names)
-
-
-def rename_labels(
-    labels: NDArray[np.uint8], source: Sequence[str], target: Sequence[str]
-) -> NDArray[np.uint8]:
-    """Label ids of one list of classes as those of another; classes it lacks become 254."""
-    if tuple(source) == tuple(target):
-        return labels
-    table = np.arange(256, dtype=np.uint8)
-    for index, name in enumerate(source, 1):
-        table[index] = target.index(name) + 1 if name in target else OTHER
-    return table[labels]
+_QUALITY = ("pq", "sq", "rq")
+_PRECISION = ("ap", "ap50", "ap75")
 
 
 # --- predictors -----------------------------------------------------------------------------------
@@ -223,12 +135,13 @@ def model_predictor(
 class Scores:
     """The measures of a run, frame by frame.
 
-    ``named``: the classes count; else only foreground, and items whatever their class.
+    ``named``: the classes count; else only foreground, and items whatever their class, and the
+    confusion is between background and items.
     """
 
     def __init__(self, classes: int, named: bool) -> None:
         self.named = named
-        self.confusion, self.binary = ConfusionMatrix(classes), BinaryIoU()
+        self.confusion, self.binary = ConfusionMatrix(classes if named else 1), BinaryIoU()
         self.quality, self.found = PanopticQuality(classes), ItemCounts()
 
     def update(
@@ -254,6 +167,9 @@ class Scores:
         frame_iou = self.binary.update(sample.labels, labels)
         if self.named:
             self.confusion.update(sample.labels, labels)
+        else:
+            truth = np.where(void, np.uint8(IGNORE), np.minimum(sample.labels, 1))
+            self.confusion.update(truth, np.minimum(labels, 1))
         self.quality.update(sample.instances, true_kinds, instances, kinds, void)
         return frame_iou, self.found.update(
             sample.instances,
@@ -262,6 +178,54 @@ class Scores:
             true_kinds if self.named else None,
             kinds if self.named else None,
         )
+
+
+class FineScores:
+    """The measures beyond ``Scores``: of masks, of boundaries, and of the scores themselves.
+
+    Attributes:
+        precision, boundaries, calibration: see the classes.
+        pixels: what the network says of each pixel, before items are made of it; None if not
+            ``named``.
+    """
+
+    def __init__(self, classes: int, named: bool) -> None:
+        self.named = named
+        self.precision, self.boundaries = AveragePrecision(classes), BoundaryF(classes)
+        self.calibration = Calibration()
+        self.pixels = ConfusionMatrix(classes) if named else None
+
+    def update(
+        self,
+        sample: Sample,
+        prediction: Prediction,
+        labels: NDArray[np.uint8],
+        instances: NDArray[np.uint16],
+        items: Sequence[Item],
+    ) -> None:
+        """Add a frame.
+
+        Args:
+            sample: the truth, its labels those of the network's classes.
+            prediction: what the network said, at any resolution.
+            labels: (H, W) labels of the items, of the sample's size.
+            instances: (H, W) their ids.
+            items: the items.
+        """
+        self.precision.update(
+            sample.instances,
+            instance_classes(sample),
+            instances,
+            {item.id: item.class_index for item in items},
+            {item.id: item.score for item in items},
+            sample.labels == IGNORE,
+        )
+        self.boundaries.update(sample.labels, labels, self.named)
+        size = (sample.labels.shape[1], sample.labels.shape[0])
+        said, sure = scale_ids(prediction.labels, size), scale_ids(prediction.scores, size)
+        self.calibration.update(sample.labels, said, sure, self.named)
+        if self.pixels is not None:
+            self.pixels.update(sample.labels, said)
 
 
 def evaluate(
@@ -289,11 +253,16 @@ def evaluate(
 
     Returns:
         plain values, NaN where nothing was seen: ``frames``; ``binary_iou``; ``miou`` and
-        ``miou_foreground`` (with and without the background) over classes in the truth;
-        ``iou`` by class; ``pq``, ``sq``, ``rq`` (means over classes) and ``per_class``;
-        ``agnostic`` with ``pq``, ``sq``, ``rq``; ``item_recall`` and ``item_precision`` at IoU
-        0.5; ``item_naming`` (share of found items whose class is right); ``items`` with
-        ``found``, ``missed``, ``false``; ``seconds`` per frame for network and items.
+        ``miou_foreground`` (with and without the background) over classes in the truth, and
+        ``miou_pixels`` of the network's labels before items are made of them; ``iou`` by class;
+        ``pq``, ``sq``, ``rq``, ``ap``, ``ap50``, ``ap75``, ``boundary_f`` (means over classes)
+        and ``per_class``; ``agnostic`` with the same but the last, ``boundary_f_foreground``;
+        ``item_recall`` and ``item_precision`` at IoU 0.5; ``item_naming`` (share of found items
+        whose class is right); ``items`` with ``found``, ``missed``, ``false``; ``confusion``
+        with ``names`` and ``counts`` of pixels (rows the truth); ``ece`` and ``ece_items``
+        (calibration error of the scores of all pixels, of those taken for items) and
+        ``reliability`` by bins; ``seconds`` per frame for network and items. The binary head has
+        no figures by class.
 
     Raises:
         ValueError: if the head is none of ``HEADS`` or there are no frames.
@@ -302,6 +271,7 @@ def evaluate(
         raise ValueError(f"head {head!r} is none of {', '.join(HEADS)}")
     params = replace(params or ItemParams(), class_agnostic=head == "binary")
     scores = Scores(len(classes), named=head != "binary")
+    fine = FineScores(len(classes), named=head != "binary")
     source = tuple(getattr(dataset, "classes", classes))
     gallery_frames: list[tuple[float, int, Sample, NDArray[np.uint16], tuple[Item, ...]]] = []
     spent = {"network": 0.0, "items": 0.0}
@@ -321,6 +291,7 @@ def evaluate(
 
         kinds = {item.id: item.class_index for item in items}
         frame_iou, (hit, missed, false) = scores.update(sample, labels, instances, kinds)
+        fine.update(sample, prediction, labels, instances, items)
         frames += 1
         if worst > 0 and gallery is not None:
             # Worst first by items, then by foreground.
@@ -337,40 +308,74 @@ def evaluate(
         ordered = sorted(gallery_frames, key=lambda entry: entry[:2], reverse=True)
         _write_gallery(gallery, [entry[2:] for entry in ordered], classes)
 
+    return _figures(scores, fine, frames, head, classes) | {
+        "seconds": {name: value / frames for name, value in spent.items()}
+    }
+
+
+def _figures(
+    scores: Scores, fine: FineScores, frames: int, head: str, classes: Sequence[str]
+) -> dict[str, Any]:
+    """See ``evaluate``."""
     confusion, quality, found = scores.confusion, scores.quality, scores.found
+    precision, boundaries, calibration = fine.precision, fine.boundaries, fine.calibration
+    names = ("background", *classes) if scores.named else ("background", "item")
+    agnostic = dict(zip(_QUALITY, quality.agnostic(), strict=True))
     result: dict[str, Any] = {
         "frames": frames,
         "head": head,
         "classes": list(classes),
         "binary_iou": scores.binary.value(),
+        "boundary_f_foreground": boundaries.foreground(),
         "item_recall": found.recall(),
         "item_precision": found.precision(),
         "items": {"found": found.found, "missed": found.missed, "false": found.false},
-        "agnostic": dict(zip(("pq", "sq", "rq"), quality.agnostic(), strict=True)),
-        "seconds": {name: value / frames for name, value in spent.items()},
+        "agnostic": agnostic | dict(zip(_PRECISION, precision.agnostic(), strict=True)),
+        "confusion": {"names": list(names), "counts": confusion.counts.tolist()},
+        "ece": calibration.error(),
+        "ece_items": calibration.error(items=True),
+        "score_bias_items": calibration.bias(items=True),
+        "reliability": {
+            which: dict(
+                zip(
+                    ("score", "right", "share"),
+                    (values.tolist() for values in calibration.reliability(which == "items")),
+                    strict=True,
+                )
+            )
+            for which in ("all", "items")
+        },
     }
-    if scores.named:
-        pq, sq, rq = quality.mean()
-        result |= {
-            "miou": confusion.mean_iou(),
-            "miou_foreground": confusion.mean_iou(background=False),
-            "iou": dict(zip(("background", *classes), confusion.iou().tolist(), strict=True)),
-            "item_naming": found.naming(),
-            "pq": pq,
-            "sq": sq,
-            "rq": rq,
-            "per_class": {
-                name: {
-                    "pq": float(quality.pq()[index]),
-                    "sq": float(quality.sq()[index]),
-                    "rq": float(quality.rq()[index]),
-                    "found": int(quality.true_positives[index]),
-                    "missed": int(quality.false_negatives[index]),
-                    "false": int(quality.false_positives[index]),
-                }
-                for index, name in enumerate(classes)
-            },
+    if fine.pixels is None:
+        return result
+    per_class = {
+        name: {
+            "pq": float(quality.pq()[index]),
+            "sq": float(quality.sq()[index]),
+            "rq": float(quality.rq()[index]),
+            "found": int(quality.true_positives[index]),
+            "missed": int(quality.false_negatives[index]),
+            "false": int(quality.false_positives[index]),
+            "boundary_f": float(boundaries.per_class()[index]),
+            **dict(zip(_PRECISION, row, strict=True)),
         }
+        for index, (name, row) in enumerate(
+            zip(classes, precision.per_class().tolist(), strict=True)
+        )
+    }
+    result |= {
+        "miou": confusion.mean_iou(),
+        "miou_foreground": confusion.mean_iou(background=False),
+        "miou_pixels": fine.pixels.mean_iou(),
+        "iou": dict(zip(names, confusion.iou().tolist(), strict=True)),
+        "item_naming": found.naming(),
+        "boundary_f": boundaries.mean(),
+        "per_class": per_class,
+    }
+    result |= dict(zip(_QUALITY, quality.mean(), strict=True))
+    for name in _PRECISION:
+        known = [row[name] for row in per_class.values() if not math.isnan(row[name])]
+        result[name] = sum(known) / len(known) if known else math.nan
     return result
 
 
@@ -410,6 +415,14 @@ def headline(result: Mapping[str, Any]) -> dict[str, float]:
         "item_recall",
         "item_precision",
         "item_naming",
+        "ap",
+        "ap50",
+        "ap75",
+        "boundary_f",
+        "boundary_f_foreground",
+        "miou_pixels",
+        "ece",
+        "ece_items",
     )
     figures = {name: float(result[name]) for name in names if name in result}
     figures |= {f"{name}_agnostic": float(v) for name, v in result["agnostic"].items()}
@@ -452,47 +465,96 @@ def _write_gallery(
 
 
 def format_report(result: Mapping[str, Any]) -> str:
-    """The figures as a table for a terminal."""
+    """The figures as a table for a terminal of a hundred columns."""
 
     def figure(value: float) -> str:
-        return "    -" if math.isnan(value) else f"{value:5.3f}"
+        return "-" if math.isnan(value) else f"{value:.3f}"
 
-    items = result["items"]
-    lines = [f"{result['frames']} frames, {items['found'] + items['missed']} items", ""]
+    items, agnostic = result["items"], result["agnostic"]
+    counts = [items[name] for name in ("found", "missed", "false")]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("class", overflow="fold")
+    columns = ("IoU", "bnd F", "PQ", "SQ", "RQ", "AP", "AP50", "AP75", "found", "missed", "false")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    measures = (*_QUALITY, *_PRECISION)
+    for name, iou in result.get("iou", {}).items():
+        entry = result["per_class"].get(name)
+        row = [figure(iou)]
+        if entry:
+            row += [figure(entry[key]) for key in ("boundary_f", *measures)]
+            row += [str(entry[key]) for key in ("found", "missed", "false")]
+        table.add_row(name, *row)
     if "iou" in result:
-        width = max(10, *(len(name) for name in result["iou"]))
-        lines.append(f"{'class':{width}}    IoU     PQ     SQ     RQ   found  missed   false")
-        for name, iou in result["iou"].items():
-            row = f"{name:{width}}  {figure(iou)}"
-            entry = result["per_class"].get(name)
-            if entry:
-                row += "".join(f"  {figure(entry[key])}" for key in ("pq", "sq", "rq"))
-                row += "".join(f"  {entry[key]:6d}" for key in ("found", "missed", "false"))
-            lines.append(row)
-        mean = "".join(f"  {figure(result[key])}" for key in ("pq", "sq", "rq"))
-        lines += [
-            f"{'mean':{width}}  {figure(result['miou'])}{mean}",
-            "",
-            f"mIoU with background     {figure(result['miou'])}",
-            f"mIoU without background  {figure(result['miou_foreground'])}",
+        table.add_section()
+        row = [figure(result[key]) for key in ("miou", "boundary_f", *measures)]
+        table.add_row("mean", *row)
+    row = [figure(result["binary_iou"]), figure(result["boundary_f_foreground"])]
+    row += [figure(agnostic[key]) for key in measures]
+    table.add_row("whatever class", *row, *(str(count) for count in counts))
+
+    lines = [("foreground IoU", figure(result["binary_iou"]))]
+    if "iou" in result:
+        lines = [
+            ("mIoU with background", figure(result["miou"])),
+            ("mIoU without background", figure(result["miou_foreground"])),
+            ("mIoU before items are made", figure(result["miou_pixels"])),
+            *lines,
         ]
-    agnostic = result["agnostic"]
     lines += [
-        f"foreground IoU           {figure(result['binary_iou'])}",
-        f"items whatever class     PQ {figure(agnostic['pq'])}  SQ {figure(agnostic['sq'])}  "
-        f"RQ {figure(agnostic['rq'])}",
-        f"item recall at IoU 0.5   {figure(result['item_recall'])}  "
-        f"({items['found']} found, {items['missed']} missed)",
-        f"item precision           {figure(result['item_precision'])}  ({items['false']} false)",
+        ("item recall at IoU 0.5", f"{figure(result['item_recall'])}  ({counts[1]} missed)"),
+        ("item precision", f"{figure(result['item_precision'])}  ({counts[2]} false)"),
     ]
     if "item_naming" in result:
-        lines.append(f"found items named right  {figure(result['item_naming'])}")
+        lines.append(("found items named right", figure(result["item_naming"])))
+    bias = result["score_bias_items"]
+    side = "" if math.isnan(bias) else f", too {'low' if bias < 0 else 'high'} by {abs(bias):.3f}"
     seconds = result["seconds"]
-    lines.append(
-        f"per frame                network {seconds['network'] * 1e3:.1f} ms, "
-        f"items {seconds['items'] * 1e3:.1f} ms"
+    lines += [
+        (
+            "calibration error of scores",
+            f"{figure(result['ece'])}  (on items {figure(result['ece_items'])}{side})",
+        ),
+        (
+            "per frame",
+            f"network {seconds['network'] * 1e3:.1f} ms, items {seconds['items'] * 1e3:.1f} ms",
+        ),
+    ]
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(f"{result['frames']} frames, {counts[0] + counts[1]} items", highlight=False)
+    console.print(table)
+    grid = Table.grid(padding=(0, 2))
+    for line in lines:
+        grid.add_row(*line)
+    console.print(grid)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def write_report(result: Mapping[str, Any], output: Path) -> list[Path]:
+    """Write the figures, and beside them charts of the confusion and of the scores.
+
+    Args:
+        result: what ``evaluate`` gives.
+        output: a ``.json`` file, or a folder for one named ``figures.json``.
+
+    Returns:
+        the files written: ``figures.json``, ``figures_confusion.png``,
+        ``figures_reliability.png``.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    path = output if output.suffix == ".json" else output / "figures.json"
+    charts = [path.with_name(f"{path.stem}_{name}.png") for name in ("confusion", "reliability")]
+    write_json(path, result)
+    confusion, bins = result["confusion"], result["reliability"]["items"]
+    write_png(charts[0], draw_confusion(confusion["counts"], confusion["names"]))
+    write_png(
+        charts[1],
+        draw_reliability(bins["score"], bins["right"], bins["share"], result["ece_items"]),
     )
-    return "\n".join(lines)
+    return [path, *charts]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -504,10 +566,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         required=True,
-        help="synthetic:SEED:COUNT[:WIDTHxHEIGHT], coco:ANNOTATIONS.json:IMAGES or folder:DIR",
+        help=SPECS,
     )
     parser.add_argument(
-        "--categories", type=Path, metavar="YAML", help="class of each COCO category by name"
+        "--categories",
+        metavar="YAML",
+        help="class of each COCO category by name: a file, or zerowaste, taco or resortit",
     )
     parser.add_argument(
         "--only",
@@ -522,6 +586,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--center-threshold", type=float, default=defaults.center_threshold)
     parser.add_argument("--min-area", type=int, default=defaults.min_area_px, metavar="PX")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="write figures.json (or the .json file that this names) and charts of confusion and "
+        "calibration beside it here",
+    )
     parser.add_argument("--worst", type=int, metavar="K", help="how many frames to draw (12)")
     parser.add_argument("--gallery", type=Path, metavar="DIR", help="draw the worst frames here")
 
@@ -545,17 +616,13 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(
                 f"--head {head}: {manifest.name} has the head {manifest.head} and cannot serve"
             )
-        categories = None
-        if args.categories:
-            from waste_seg_ros.data.coco import read_categories
-
-            categories = read_categories(args.categories)
-        dataset = open_dataset(
+        dataset = open_data(
             args.data,
             manifest.classes,
-            categories=categories,
+            categories=args.categories,
             only=read_names(args.only) if args.only else None,
             strict=args.strict,
+            finite=True,
         )
         result = evaluate(
             bundle_predictor(bundle, args.backend, args.threads),
@@ -575,6 +642,7 @@ def run(args: argparse.Namespace) -> int:
         }
         if args.json:
             write_json(args.json, result)
+        written = write_report(result, args.output) if args.output else []
     except (ValueError, OSError) as error:
         print(f"waste-seg eval: {error}", file=sys.stderr)
         return 1
@@ -582,10 +650,10 @@ def run(args: argparse.Namespace) -> int:
     print(format_report(result))
     for line in getattr(dataset, "unmapped", []):
         print(f"category {line!r} is of no known class; its items count class-agnostic only")
-    if dataset.problems:
-        print(f"{len(dataset.problems)} broken entries were passed over:", file=sys.stderr)
-        for line in dataset.problems[:10]:
-            print(f"  {line}", file=sys.stderr)
+    for line in tell_problems(dataset.problems):
+        print(line, file=sys.stderr)
+    if written:
+        print(f"written: {', '.join(str(path) for path in written)}")
     if args.gallery:
         print(f"worst frames (left the truth, right the model): {args.gallery}")
     return 0
