@@ -20,6 +20,8 @@ COMMANDS = (
     ("eval", "waste_seg_ros.train.evaluate", "measure a bundle on labelled images"),
     ("export", "waste_seg_ros.runtime.export", "write a bundle's ONNX file anew"),
     ("models", "waste_seg_ros.runtime.listing", "list models: bundles found, or architectures"),
+    ("table", "waste_seg_ros.train.table", "measure all bundles and write the README's table"),
+    ("transfer", "waste_seg_ros.train.transfer", "measure what a bundle gives to other classes"),
     ("bench", "waste_seg_ros.bench", "measure how fast this machine runs a bundle"),
     ("render", "waste_seg_ros.data.render", "write scenes of the synthetic line as files"),
     ("contact-sheet", "waste_seg_ros.data.synthetic", "draw samples of the synthetic line"),

@@ -110,13 +110,13 @@ def draw_chart(
 
     canvas = np.full((height, width, 3), 255, np.uint8)
     for value in ticks(y_low, y_high):
-        y = place(points[0, 0], value)[1]
-        cv2.line(canvas, (_LEFT, y), (width - _RIGHT, y), _GRID, 1)
-        _write(canvas, f"{value:g}", _LEFT - 8, y + 4, right=True)
+        row = place(points[0, 0], value)[1]
+        cv2.line(canvas, (_LEFT, row), (width - _RIGHT, row), _GRID, 1)
+        _write(canvas, f"{value:g}", _LEFT - 8, row + 4, right=True)
     for value in x_values or ticks(x_low, x_high, 8):
-        x = place(value, y_low)[0]
-        cv2.line(canvas, (x, _TOP), (x, height - _BOTTOM), _GRID, 1)
-        _write(canvas, f"{value:g}", x, height - _BOTTOM + 18, middle=True)
+        column = place(value, y_low)[0]
+        cv2.line(canvas, (column, _TOP), (column, height - _BOTTOM), _GRID, 1)
+        _write(canvas, f"{value:g}", column, height - _BOTTOM + 18, middle=True)
     cv2.rectangle(canvas, (_LEFT, _TOP), (width - _RIGHT, height - _BOTTOM), (170, 170, 170), 1)
     _write(canvas, title, _LEFT, 20, scale=0.55)
     _write(canvas, y_label, 8, _TOP - 10)
