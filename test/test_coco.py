@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from waste_seg_ros.data.folder import FolderDataset, regions
+from waste_seg_ros.data.sources import read_categories
 
 pycocotools_mask = pytest.importorskip(
     "pycocotools.mask", reason="reading COCO files needs pycocotools (requirements-dev.txt)"
@@ -181,10 +182,10 @@ def test_a_map_to_no_class_is_refused(dataset):
 def test_map_from_a_file(tmp_path):
     path = tmp_path / "map.yaml"
     path.write_text("PET: bottle\nshoe: other\n")
-    assert coco.read_categories(path) == {"PET": "bottle", "shoe": "other"}
+    assert read_categories(path) == {"PET": "bottle", "shoe": "other"}
     path.write_text("- PET\n")
     with pytest.raises(ValueError, match=r"map\.yaml"):
-        coco.read_categories(path)
+        read_categories(path)
 
 
 def test_images_in_subfolders_and_a_choice_of_them(tmp_path, dataset):

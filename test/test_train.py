@@ -30,7 +30,6 @@ from waste_seg_ros.train.loop import (
     draw_curves,
     find_checkpoints,
     fit_sample,
-    open_source,
     parse_size,
     read_config,
     read_run,
@@ -193,7 +192,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 
 def test_what_cannot_be_trained_is_named(tmp_path, capsys):
     for words, message in (
-        (["--steps", "1", "--data", "photos"], "data 'photos': expected synthetic:SEED"),
+        (["--steps", "1", "--data", "photos"], "data 'photos' is not understood; it must be"),
         (["--steps", "1", "--heads", "panoptic"], "unknown head 'panoptic'"),
         (["--steps", "1", "--sizes", "100x60"], "'100x60': both sides must be multiples of 8"),
         (["--steps", "1", "--sizes", "big"], "'big' is not WIDTHxHEIGHT"),
@@ -201,7 +200,7 @@ def test_what_cannot_be_trained_is_named(tmp_path, capsys):
         (["--steps", "1", "--minutes", "1"], "give either steps or minutes"),
         (["--steps", "1", "--batch", "1"], "batch must be at least 2"),
         (["--steps", "1", "--optimizer", "lion"], "optimizer 'lion'; known: adamw, sgd"),
-        (["--steps", "1", "--classes", "paper"], "but there are only 1 classes"),
+        (["--steps", "1", "--classes", "glass"], "samples is of the classes glass; name"),
         (["--steps", "1", "--init", "nothere"], "no bundle 'nothere'"),
     ):
         assert main(["train", "--run", str(tmp_path / "run"), *words, "--width", "0.25"]) == 1
@@ -251,30 +250,7 @@ def test_resuming_starts_at_the_batch_after():
     assert torch.equal(next(_batches(SMALL, 2))["image"], last["image"])
 
 
-def test_a_finite_source_is_seen_whole_in_every_round(monkeypatch):
-    seen = []
-
-    def read(index, size):
-        seen.append(index)
-        return synthetic_sample(1, 0, size)
-
-    monkeypatch.setattr("waste_seg_ros.train.loop.open_source", lambda spec: (read, 6))
-    batches = _Batches(SMALL)
-    for number in range(6):
-        batches[number]
-    assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
-    assert seen[:6] != seen[6:]
-
-
-def test_sources():
-    read, count = open_source("synthetic:3:7")
-    assert count == 7
-    expected = synthetic_sample(3, 2, (64, 48))
-    assert np.array_equal(read(2, (64, 48)).image, expected.image)
-    assert open_source("synthetic:3")[1] == 0
-    for spec in ("synthetic", "synthetic:x", "synthetic:1:2:3", "video:a.mp4", ""):
-        with pytest.raises(TrainingError, match="expected synthetic"):
-            open_source(spec)
+def test_sizes():
     assert parse_size("320x240") == (320, 240)
 
 

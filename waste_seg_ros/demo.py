@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from waste_seg_ros.data.sample import CLASSES, Sample
+from waste_seg_ros.data.sample import CLASSES, Sample, rename_labels
 from waste_seg_ros.files import write_json, write_png
 from waste_seg_ros.runtime import HEADS, KINDS
 
@@ -688,7 +688,7 @@ def _summary(
 
 def _compare(plan: Plan, recording: Recording, classes: Sequence[str]) -> dict[str, Any]:
     """Compare mask and instances with the truth of the same stamp."""
-    from waste_seg_ros.train.evaluate import Scores, rename_labels
+    from waste_seg_ros.train.evaluate import Scores
 
     assert plan.truth is not None
     both = [

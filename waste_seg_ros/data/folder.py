@@ -2,59 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
-_log = logging.getLogger(__name__)
-
-
-class Photographs:
-    """Annotated images on disk, read when asked for by ``dataset[index]`` or in a loop.
-
-    Attributes:
-        classes: names of the classes; label id is index + 1.
-        problems: one line for each thing that had to be passed over.
-    """
-
-    def __init__(self, classes: Sequence[str], strict: bool, where: str = "") -> None:
-        """Take the names; ``where`` goes before a problem where it is told outside ``problems``."""
-        self.classes = tuple(classes)
-        self.problems: list[str] = []
-        self._strict = strict
-        self._where = where
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read a sample. Raises ValueError or OSError if it is broken."""
-        raise NotImplementedError
-
-    def __iter__(self) -> Iterator[Sample]:
-        """All samples; those that cannot be read are named in ``problems`` and passed over."""
-        for index in range(len(self)):
-            try:
-                sample = self[index]
-            except (ValueError, OSError) as error:
-                self._broken(str(error))
-                continue
-            yield sample
-
-    def _broken(self, problem: str) -> None:
-        if self._strict:
-            raise ValueError(f"{self._where}{problem}")
-        if problem not in self.problems:
-            self.problems.append(problem)
-            _log.warning("%s%s (passed over)", self._where, problem)
+from waste_seg_ros.data.photographs import SUFFIXES, Photographs, check_image, read_ids, read_image
+from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, DataError, Sample
 
 
 class FolderDataset(Photographs):
@@ -81,13 +37,13 @@ class FolderDataset(Photographs):
             strict: raise at the first thing that is broken.
 
         Raises:
-            ValueError: if there are no pairs.
+            DataError: if there are no pairs, or (strict) anything is broken.
         """
         super().__init__(classes, strict)
         self._root = Path(root)
         for name in ("images", "masks"):
             if not (self._root / name).is_dir():
-                raise ValueError(
+                raise DataError(
                     f"{self._root}: has no folder {name}; images/NAME.jpg and masks/NAME.png "
                     "are expected"
                 )
@@ -96,12 +52,19 @@ class FolderDataset(Photographs):
             if path.suffix.lower() not in SUFFIXES or not path.is_file():
                 continue
             mask = self._beside("masks", path)
-            if mask.is_file():
-                self._pairs.append((path, mask))
-            else:
+            if not mask.is_file():
                 self._broken(f"{path}: has no mask {mask}")
+                continue
+            try:
+                check_image(path)
+                check_image(mask)
+            except DataError as error:
+                self._broken(str(error))
+                continue
+            self._pairs.append((path, mask))
         if not self._pairs:
-            raise ValueError(f"{self._root}: no image in images has its mask in masks")
+            first = f"; the first problem: {self.problems[0]}" if self.problems else ""
+            raise DataError(f"{self._root}: no image in images has its mask in masks{first}")
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -110,29 +73,26 @@ class FolderDataset(Photographs):
         """Read a pair.
 
         Raises:
-            ValueError: if a file cannot be read, sizes differ, or a label is not of the classes.
+            DataError: if a file cannot be read, sizes differ, or a label is not of the classes.
         """
         path, mask_path = self._pairs[index]
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is None:
-            raise ValueError(f"{path}: is not an image that can be read")
-        ids = _read_ids(mask_path, image.shape[:2])
+        image = read_image(path)
+        ids = read_ids(mask_path, image.shape[:2])
         wrong = ids[(ids > len(self.classes)) & (ids != OTHER) & (ids != IGNORE)]
         if len(wrong):
-            raise ValueError(
+            raise DataError(
                 f"{mask_path}: holds the label {wrong[0]}; labels are 0..{len(self.classes)}, "
                 f"{OTHER} and {IGNORE}"
             )
         labels = ids.astype(np.uint8)
         instances_path = self._beside("instances", path)
         if instances_path.is_file():
-            instances = _read_ids(instances_path, image.shape[:2]).astype(np.uint16)
+            instances = read_ids(instances_path, image.shape[:2]).astype(np.uint16)
             instances[(labels == 0) | (labels == IGNORE)] = 0
         else:
             instances = regions(labels)
-        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
         name = path.relative_to(self._root / "images").as_posix()
-        return Sample(rgb, labels, instances, name)
+        return Sample(image, labels, instances, name)
 
     def _beside(self, folder: str, path: Path) -> Path:
         relative = path.relative_to(self._root / "images")
@@ -150,20 +110,3 @@ def regions(labels: NDArray[np.uint8]) -> NDArray[np.uint16]:
         result[parts > 0] = parts[parts > 0] + total
         total += count - 1
     return result
-
-
-def _read_ids(path: Path, shape: tuple[int, ...]) -> NDArray[np.int32]:
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError(f"{path}: is not an image that can be read")
-    if image.ndim == 3:
-        if (image[..., :3] != image[..., :1]).any():
-            raise ValueError(
-                f"{path}: holds colours or a palette; save it as a single-channel image of ids"
-            )
-        image = image[..., 0]
-    if image.shape != tuple(shape):
-        raise ValueError(
-            f"{path}: is {image.shape[1]}x{image.shape[0]}, its image {shape[1]}x{shape[0]}"
-        )
-    return image.astype(np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,10 @@ IGNORE = 255
 """Label of pixels that neither training nor metrics look at."""
 
 
+class DataError(ValueError):
+    """Data cannot be used; the message names the file and the entry, and where it can, the mend."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One annotated image.
@@ -38,3 +43,15 @@ class Sample:
     labels: NDArray[np.uint8]
     instances: NDArray[np.uint16]
     name: str = ""
+
+
+def rename_labels(
+    labels: NDArray[np.uint8], source: Sequence[str], target: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Label ids of one list of classes as those of another; classes it lacks become 254."""
+    if tuple(source) == tuple(target):
+        return labels
+    table = np.arange(256, dtype=np.uint8)
+    for index, name in enumerate(source, 1):
+        table[index] = target.index(name) + 1 if name in target else OTHER
+    return table[labels]

@@ -33,8 +33,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from waste_seg_ros.data.folder import SUFFIXES
-from waste_seg_ros.data.sample import CLASSES, Sample
+from waste_seg_ros.data.photographs import SUFFIXES, read_image
+from waste_seg_ros.data.sample import CLASSES, DataError, Sample
 from waste_seg_ros.msg import WasteItemArray
 from waste_seg_ros.nodes import NodeError, declare, run_node
 from waste_seg_ros.nodes.diagnostics import (
@@ -150,14 +150,15 @@ class FolderSource:
             if truth is not None:
                 image = truth.image
                 break
-            bgr = cv2.imread(str(file), cv2.IMREAD_COLOR)
-            if bgr is not None:
-                image = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            try:
+                # Where there are masks, all pictures lie as those do: as stored.
+                image = read_image(file, upright=self._truth is None)
                 break
-            self.skipped += 1
-            if file not in self._bad:  # once, however often the folder is gone through
-                self._log.warning(f"{file} is not an image that OpenCV reads; it is left out")
-            self._bad.add(file)
+            except DataError as error:
+                self.skipped += 1
+                if file not in self._bad:  # once, however often the folder is gone through
+                    self._log.warning(f"{error}; it is left out")
+                self._bad.add(file)
             if len(self._bad) == len(self._files):
                 raise NodeError(f"source: none of the {len(self._files)} images can be read")
         image = _resized(image, self._size)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import itertools
 import json
 import math
 import shutil
@@ -40,8 +41,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, Sample
-from waste_seg_ros.data.synthetic import synthetic_sample
+from waste_seg_ros.data.sample import CLASSES, IGNORE, Sample
+from waste_seg_ros.data.sources import SPECS, Mixture, open_data, tell_problems
 from waste_seg_ros.files import write_png
 from waste_seg_ros.models import TRUNKS, SegmentationModel, build_model, decide
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
@@ -87,6 +88,8 @@ class TrainConfig:
     width: float = 1.0
     data: tuple[str, ...] = ("synthetic:1",)
     validation: str = "synthetic:900001:150"
+    categories: str = ""
+    strict: bool = False
     sizes: tuple[str, ...] = ("320x240", "320x176", "256x256")
     batch: int = 12
     steps: int = 0
@@ -133,27 +136,37 @@ def parse_size(text: str, stride: int = 8) -> tuple[int, int]:
     return width, height
 
 
-def open_source(spec: str) -> tuple[Callable[[int, tuple[int, int]], Sample], int]:
-    """A source of samples and how many it has (0: endless).
-
-    ``spec``: "synthetic:SEED", "synthetic:SEED:COUNT" or "coco:ANNOTATIONS:IMAGES". The function
-    takes a number and a size (width, height) that the synthetic line renders at; others give
-    their own size.
-    """
-    kind, *rest = spec.split(":")
-    if kind == "synthetic" and len(rest) in (1, 2) and all(r.isdigit() for r in rest):
-        seed, count = int(rest[0]), int(rest[1]) if len(rest) == 2 else 0
-        return lambda index, size: synthetic_sample(seed, index, size), count
-    if kind == "coco" and len(rest) == 2:
-        from waste_seg_ros.data.coco import CocoDataset
-
-        dataset = CocoDataset(Path(rest[0]), Path(rest[1]))
-        if not len(dataset):
-            raise TrainingError(f"{rest[0]}: no images in it")
-        return lambda index, size: dataset[index % len(dataset)], len(dataset)
-    raise TrainingError(
-        f"data {spec!r}: expected synthetic:SEED, synthetic:SEED:COUNT or coco:ANNOTATIONS:IMAGES"
+def _open_data(config: TrainConfig) -> Mixture:
+    """What the settings say to train on."""
+    return Mixture.open(
+        config.data,
+        config.classes,
+        seed=config.seed,
+        categories=config.categories or None,
+        strict=config.strict,
     )
+
+
+def _held_out(config: TrainConfig, size: tuple[int, int], quiet: bool) -> list[Sample]:
+    """Samples to validate on; the first 100 of data without end."""
+    data = open_data(
+        config.validation,
+        config.classes,
+        categories=config.categories or None,
+        strict=config.strict,
+        size=size,
+    )
+    samples = [fit_sample(sample, size) for sample in itertools.islice(data, len(data) or 100)]
+    _tell(config.validation, data.problems, quiet)
+    if not samples:
+        raise TrainingError(f"validation {config.validation}: no image in it can be read")
+    return samples
+
+
+def _tell(what: str, problems: Sequence[str], quiet: bool) -> None:
+    lines = [] if quiet else tell_problems(problems)
+    for line in lines:
+        print(f"{what}: {line}" if line is lines[0] else line, file=sys.stderr)
 
 
 def fit_sample(sample: Sample, size: tuple[int, int]) -> Sample:
@@ -182,7 +195,7 @@ class _Batches(Dataset[dict[str, Tensor]]):
         self.seed = config.seed
         self.batch = config.batch
         self.sizes = [parse_size(s, _stride(config)) for s in config.sizes]
-        self.sources = [open_source(spec) for spec in config.data]
+        self.data = _open_data(config)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         draw = np.random.default_rng([self.seed, number])
@@ -191,14 +204,8 @@ class _Batches(Dataset[dict[str, Tensor]]):
         size = self.sizes[0 if first else int(draw.integers(1, len(self.sizes)))]
         samples = []
         for index in range(number * self.batch, (number + 1) * self.batch):
-            read, count = self.sources[index % len(self.sources)]
-            place = index // len(self.sources)
             rng = np.random.default_rng([self.seed, number, index])
-            if count:
-                # A new order in every round through a finite source.
-                order = np.random.default_rng([self.seed, place // count]).permutation(count)
-                place = int(order[place % count])
-            samples.append(augment(read(place, size), rng, size))
+            samples.append(augment(self.data.sample(index, size), rng, size))
         return _collate(samples)
 
 
@@ -676,16 +683,14 @@ def train(
         weights = np.asarray(state["class_weights"], np.float32)
         _cut_log(run / "log.jsonl", step)
     else:
-        weights = _measure_classes(config)
+        weights = _measure_classes(config, quiet)
         (run / "config.yaml").write_text(
             yaml.safe_dump(
                 {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
                 sort_keys=False,
             )
         )
-    read, count = open_source(config.validation)
-    size = parse_size(config.sizes[0], _stride(config))
-    held_out = [fit_sample(read(i, size), size) for i in range(count or 100)]
+    held_out = _held_out(config, parse_size(config.sizes[0], _stride(config)), quiet)
 
     settings = LossSettings(kind=config.loss, gamma=config.gamma, guides=config.guides)
     factors = torch.from_numpy(weights)
@@ -823,22 +828,21 @@ def _ask(teacher: Teacher, image: Tensor) -> Mapping[str, Tensor]:
     return teacher(image)
 
 
-def _measure_classes(config: TrainConfig) -> NDArray[np.float32]:
+def _measure_classes(config: TrainConfig, quiet: bool) -> NDArray[np.float32]:
     """Loss factors of the labels from the shares in 64 samples."""
     count = len(config.classes) + 1
     pixels = np.zeros(count, np.float64)
     size = parse_size(config.sizes[0], _stride(config))
-    sources = [open_source(spec) for spec in config.data]
+    data = _open_data(config)
+    _tell(",".join(config.data), data.problems, quiet)
     for index in range(64):
-        read, _ = sources[index % len(sources)]
-        labels = read(index // len(sources), size).labels
-        highest = int(labels[labels < OTHER].max(initial=0))
-        if highest >= count:
-            raise TrainingError(
-                f"data {config.data[index % len(sources)]}: label {highest}, but there are only "
-                f"{count - 1} classes ({', '.join(config.classes)})"
-            )
-        pixels += np.bincount(labels.ravel(), minlength=256)[:count]
+        pixels += np.bincount(data.sample(index, size).labels.ravel(), minlength=256)[:count]
+    if "semantic" in config.heads and not pixels[1:].any():
+        raise TrainingError(
+            f"data {','.join(config.data)}: nothing in 64 samples is of the classes "
+            f"{', '.join(config.classes)}; name the data's with --classes, or map COCO's "
+            "categories with --categories"
+        )
     return class_weights(pixels / max(1.0, pixels.sum()), config.class_balance)
 
 
@@ -898,8 +902,10 @@ _HELP = {
     "heads": "heads to train on one trunk, of " + ",".join(HEADS),
     "classes": "class names, in the order of their label ids",
     "width": "factor on the trunk's channels",
-    "data": "synthetic:SEED[:COUNT] or coco:ANNOTATIONS:IMAGES, several in turn",
-    "validation": "held-out data, likewise",
+    "data": f"{SPECS}; several, each with @WEIGHT if they are not to count alike",
+    "validation": "held-out data, likewise one",
+    "categories": "class of each COCO category: a YAML file, or zerowaste, taco or resortit",
+    "strict": "stop at broken data instead of passing it over",
     "sizes": "sizes of the batches; half of them have the first",
     "batch": "images a step",
     "steps": "train for so many steps",
