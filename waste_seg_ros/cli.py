@@ -22,6 +22,7 @@ COMMANDS = (
     ("models", "waste_seg_ros.runtime.listing", "list models: bundles found, or architectures"),
     ("table", "waste_seg_ros.train.table", "measure all bundles and write the README's table"),
     ("transfer", "waste_seg_ros.train.transfer", "measure what a bundle gives to other classes"),
+    ("data", "waste_seg_ros.data.check", "look data over: classes, broken entries, leaks"),
     ("bench", "waste_seg_ros.bench", "measure how fast this machine runs a bundle"),
     ("render", "waste_seg_ros.data.render", "write scenes of the synthetic line as files"),
     ("contact-sheet", "waste_seg_ros.data.synthetic", "draw samples of the synthetic line"),
