@@ -67,15 +67,17 @@ def draw_confusion(matrix: ArrayLike, names: Sequence[str]) -> NDArray[np.uint8]
 
 
 def draw_reliability(
-    confidence: ArrayLike, accuracy: ArrayLike, share: ArrayLike, error: float
+    confidence: ArrayLike, accuracy: ArrayLike, share: ArrayLike, error: float, what: str = ""
 ) -> NDArray[np.uint8]:
     """Draw how often pixels are right against how sure the network is of them.
 
     Args:
         confidence: (B,) mean score of each bin, NaN for an empty one.
         accuracy: (B,) the share of its pixels that are right [0..1].
-        share: (B,) its share of all pixels [0..1], drawn as bars below.
+        share: (B,) its share of all pixels [0..1], drawn as bars below; bins with less than
+            0.0005 have no point, for a few pixels say nothing.
         error: the expected calibration error, for the title.
+        what: whose scores these are.
 
     Raises:
         ValueError: if the three are not of one length.
@@ -83,7 +85,7 @@ def draw_reliability(
     sure, right, part = (np.asarray(v, float) for v in (confidence, accuracy, share))
     if sure.ndim != 1 or not sure.shape == right.shape == part.shape:
         raise ValueError(f"{sure.shape}, {right.shape} and {part.shape} must be (B,) alike")
-    side, left, top, low = 300, 52, 34, 60
+    side, left, top, low = 300, 52, 56, 60
     canvas = _canvas(left + side + 20, top + side + 18 + low + 48)
 
     def place(x: float, y: float) -> tuple[int, int]:
@@ -94,8 +96,9 @@ def draw_reliability(
         cv2.line(canvas, place(tick, 0), place(tick, 1), _EMPTY, 1)
         _centred(canvas, f"{tick:g}", (left - 22, place(0, tick)[1]), _INK)
     cv2.line(canvas, place(0, 0), place(1, 1), _FAINT, 1, cv2.LINE_AA)
-    points = [place(x, y) for x, y in zip(sure, right, strict=True) if np.isfinite(x + y)]
-    for point, x in zip(points, sure[np.isfinite(sure + right)], strict=True):
+    drawn = np.isfinite(sure + right) & (part >= 0.0005)
+    points = [place(x, y) for x, y in zip(sure[drawn], right[drawn], strict=True)]
+    for point, x in zip(points, sure[drawn], strict=True):
         cv2.line(canvas, point, place(x, x), _WRONG, 2, cv2.LINE_AA)
     if points:
         cv2.polylines(canvas, [np.array(points, np.int32)], False, _RIGHT, 2, cv2.LINE_AA)
@@ -108,7 +111,8 @@ def draw_reliability(
         cv2.rectangle(canvas, (x0, base - round(value * low)), (x1, base), _FAINT, cv2.FILLED)
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         _centred(canvas, f"{tick:g}", (place(tick, 0)[0], base + 12), _INK)
-    _centred(canvas, f"share of right pixels (ECE {error:.3f})", (left + side // 2, 16), _INK)
+    _centred(canvas, what, (left + side // 2, 14), _INK)
+    _centred(canvas, f"share of right pixels (ECE {error:.3f})", (left + side // 2, 36), _INK)
     _centred(canvas, "score; bars: share of pixels", (left + side // 2, base + 34), _INK)
     return canvas
 

@@ -49,6 +49,7 @@ from waste_seg_ros.train.metrics import (
     ConfusionMatrix,
     ItemCounts,
     PanopticQuality,
+    ranked,
 )
 
 if TYPE_CHECKING:
@@ -432,16 +433,12 @@ def headline(result: Mapping[str, Any]) -> dict[str, float]:
 
 def instance_classes(sample: Sample) -> dict[int, int]:
     """The label that most pixels of each true item have."""
-    ids = sample.instances.astype(np.intp)
-    count = int(ids.max(initial=0)) + 1
-    inside = ids > 0
-    table = np.bincount(ids[inside] * 256 + sample.labels[inside], minlength=count * 256).reshape(
-        count, 256
-    )
+    present, ids = ranked(sample.instances)
+    table = np.bincount((ids * 256 + sample.labels).ravel(), minlength=(len(present) + 1) * 256)
+    table = table.reshape(len(present) + 1, 256)[1:]
     # An item under pixels without truth is void whatever its class is.
     table[:, IGNORE] = 0
-    present = np.flatnonzero(np.bincount(ids[inside], minlength=count))
-    return {int(index): int(table[index].argmax()) for index in present}
+    return dict(zip(present.tolist(), table.argmax(axis=1).tolist(), strict=True))
 
 
 def _write_gallery(
@@ -465,15 +462,15 @@ def _write_gallery(
 
 
 def format_report(result: Mapping[str, Any]) -> str:
-    """The figures as a table for a terminal of a hundred columns."""
+    """The figures as a table for a terminal, of about a hundred columns."""
 
     def figure(value: float) -> str:
         return "-" if math.isnan(value) else f"{value:.3f}"
 
     items, agnostic = result["items"], result["agnostic"]
     counts = [items[name] for name in ("found", "missed", "false")]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("class", overflow="fold")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    table.add_column("class", no_wrap=True)
     columns = ("IoU", "bnd F", "PQ", "SQ", "RQ", "AP", "AP50", "AP75", "found", "missed", "false")
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
@@ -520,7 +517,7 @@ def format_report(result: Mapping[str, Any]) -> str:
             f"network {seconds['network'] * 1e3:.1f} ms, items {seconds['items'] * 1e3:.1f} ms",
         ),
     ]
-    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console = Console(file=io.StringIO(), width=400, color_system=None)
     console.print(f"{result['frames']} frames, {counts[0] + counts[1]} items", highlight=False)
     console.print(table)
     grid = Table.grid(padding=(0, 2))
@@ -552,7 +549,13 @@ def write_report(result: Mapping[str, Any], output: Path) -> list[Path]:
     write_png(charts[0], draw_confusion(confusion["counts"], confusion["names"]))
     write_png(
         charts[1],
-        draw_reliability(bins["score"], bins["right"], bins["share"], result["ece_items"]),
+        draw_reliability(
+            bins["score"],
+            bins["right"],
+            bins["share"],
+            result["ece_items"],
+            "pixels taken for items",
+        ),
     )
     return [path, *charts]
 
