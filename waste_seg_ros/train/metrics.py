@@ -516,9 +516,10 @@ def run_lengths(ids: NDArray[np.uint16]) -> dict[int, tuple[dict[str, Any], int]
         counts[1::2] = length
         ends = first + length
         counts[0::2] = np.append(first, column_wise.size) - np.append(0, ends)
-        coded = mask.frPyObjects(
-            {"counts": counts.tolist(), "size": [height, width]}, height, width
-        )
+        # As pycocotools codes it, without an empty gap at the end.
+        used = counts if counts[-1] else counts[:-1]
+        plain = {"counts": used.tolist(), "size": [height, width]}
+        coded = mask.frPyObjects(plain, height, width)
         result[int(owner[rows[0]])] = (coded, int(length.sum()))
     return result
 
