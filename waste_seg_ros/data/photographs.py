@@ -31,10 +31,10 @@ class Photographs:
     Attributes:
         classes: names of the classes; label id is index + 1.
         problems: one line for each thing that had to be passed over.
-        things: label ids of the classes that have items; None if all have.
+        things: label ids of the classes that have items; none of them if all classes have.
     """
 
-    things: frozenset[int] | None = None
+    things: frozenset[int] = frozenset()
 
     def __init__(self, classes: Sequence[str], strict: bool, where: str = "") -> None:
         """Take the names; ``where`` goes before a problem where it is told outside ``problems``."""

@@ -19,7 +19,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -53,12 +53,12 @@ class Dataset(Protocol):
     Attributes:
         classes: names of the classes; label id is index + 1.
         problems: one line for each thing that had to be passed over.
-        things: label ids of the classes that have items; None if all have.
+        things: label ids of the classes that have items; none of them if all classes have.
     """
 
     classes: tuple[str, ...]
     problems: list[str]
-    things: frozenset[int] | None
+    things: frozenset[int]
 
     def __len__(self) -> int: ...
 
@@ -76,7 +76,7 @@ class Dataset(Protocol):
 class SyntheticData:
     """Scenes of the synthetic line's seed; see `Dataset`."""
 
-    things: frozenset[int] | None = None
+    things: frozenset[int] = frozenset()
 
     def __init__(
         self,
@@ -115,6 +115,16 @@ class SyntheticData:
             raise IndexError(index)
         scene = synthetic_sample(self.seed, index, self.size or size or self._default)
         return replace(scene, labels=rename_labels(scene.labels, CLASSES, self.classes))
+
+
+class Samples(list[Sample]):
+    """Samples at hand, and which classes have items in the data that they are of."""
+
+    def __init__(
+        self, samples: Iterable[Sample] = (), things: frozenset[int] = frozenset()
+    ) -> None:
+        super().__init__(samples)
+        self.things = things
 
 
 def open_data(

@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from waste_seg_ros.data.sample import CLASSES, IGNORE, Sample
-from waste_seg_ros.data.sources import SPECS, Mixture, open_data, tell_problems
+from waste_seg_ros.data.sources import SPECS, Mixture, Samples, open_data, tell_problems
 from waste_seg_ros.files import write_png
 from waste_seg_ros.models import TRUNKS, SegmentationModel, build_model, decide
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
@@ -147,7 +147,7 @@ def _open_data(config: TrainConfig) -> Mixture:
     )
 
 
-def _held_out(config: TrainConfig, size: tuple[int, int], quiet: bool) -> list[Sample]:
+def _held_out(config: TrainConfig, size: tuple[int, int], quiet: bool) -> Samples:
     """Samples to validate on; the first 100 of data without end."""
     data = open_data(
         config.validation,
@@ -156,7 +156,8 @@ def _held_out(config: TrainConfig, size: tuple[int, int], quiet: bool) -> list[S
         strict=config.strict,
         size=size,
     )
-    samples = [fit_sample(sample, size) for sample in itertools.islice(data, len(data) or 100)]
+    some = itertools.islice(data, len(data) or 100)
+    samples = Samples((fit_sample(sample, size) for sample in some), data.things)
     _tell(config.validation, data.problems, quiet)
     if not samples:
         raise TrainingError(f"validation {config.validation}: no image in it can be read")
