@@ -27,6 +27,14 @@ VGG16_PARAMETERS = 138_365_992 - sum(
 RESNET50_PARAMETERS = 25_557_032 - (2048 * 1000 + 1000)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # maps this small are no work to share; on busy cores threads wait
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
