@@ -288,10 +288,11 @@ class Mixture:
         count = len(data)
         if not count:
             return data.sample(place, size)
-        for at in range(place, place + count):
-            index = int(_order(self._seed, at // count, count)[at % count])
+        turn, first = divmod(place, count)
+        order = _order(self._seed, turn, count)
+        for step in range(count):
             try:
-                return data.sample(index, size)
+                return data.sample(int(order[(first + step) % count]), size)
             except (DataError, OSError) as error:
                 if self._strict:
                     raise
