@@ -48,6 +48,7 @@ SMALL = TrainConfig(
     validation="synthetic:9:3",
     log_steps=1,
     checkpoint_seconds=3600.0,
+    worst=2,
 )
 FLAGS = [
     *("--width", "0.25", "--sizes", "64x48", "--batch", "2", "--workers", "0"),
@@ -93,7 +94,12 @@ def test_only_the_newest_checkpoints_are_kept_and_no_scraps(tmp_path):
         "config.yaml",
         "log.jsonl",
         "curves.png",
+        "validation.json",
+        "validation_confusion.png",
+        "validation_reliability.png",
+        "worst",
     }
+    assert len(list((tmp_path / "worst").iterdir())) == 2
     assert {p.name for p in (tmp_path / names[1]).iterdir()} == {
         "model.safetensors",
         "average.safetensors",

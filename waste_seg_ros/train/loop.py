@@ -5,8 +5,12 @@ A run is a folder::
     config.yaml            the settings it was started with
     log.jsonl              one line per report: step, losses, learning rate, images/s, validation
     curves.png             the same, drawn
+    tensorboard/           the same for TensorBoard, if asked for
     checkpoint-<step>/     weights, their moving average, optimizer, generator (safetensors) and
                            state.json; written whole or not at all, the newest two are kept
+    validation.json        when finished: the figures of `waste-seg eval` on the held-out data, and
+                           charts beside it: which class was taken for which, calibration
+    worst/                 the worst frames, truth beside prediction
 
 Everything that is drawn at random for a batch depends on the seed and the batch's number alone, so
 a resumed run sees the data the unbroken one would have seen.
@@ -49,6 +53,7 @@ from waste_seg_ros.perception.scaling import scale_ids, scale_image
 from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.bundle import MEAN, STD, write_atomically
 from waste_seg_ros.train.augment import augment
+from waste_seg_ros.train.evaluate import evaluate, model_predictor, write_report
 from waste_seg_ros.train.losses import (
     LOSSES,
     DistillSettings,
@@ -56,6 +61,7 @@ from waste_seg_ros.train.losses import (
     distill_loss,
     total_loss,
 )
+from waste_seg_ros.train.memory import fits, is_out_of_memory, limited_memory
 from waste_seg_ros.train.start import (
     FROZEN,
     Teacher,
@@ -114,6 +120,9 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0
     validate_steps: int = 500
     log_steps: int = 20
+    tensorboard: bool = False
+    worst: int = 8
+    device: str = "auto"
     init: str = ""
     encoder: str = ""
     freeze: str = FROZEN[0]
@@ -240,8 +249,25 @@ def _batches(config: TrainConfig, first: int) -> Iterator[dict[str, Tensor]]:
         # Its own, as it draws a seed for the workers: the trainer's draws are to be the same
         # whenever the loader was made.
         generator=torch.Generator(),
+        pin_memory=choose_device(config.device).type == "cuda",
     )
     return iter(loader)
+
+
+def _next(loader: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The next batch. Raises TrainingError for what went wrong in a worker, in a line."""
+    try:
+        return next(loader)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        text = str(error).strip()
+        if is_out_of_memory(error) or text.startswith("DataLoader worker"):
+            raise TrainingError(
+                "a data worker died, most likely out of memory; take fewer --workers, smaller "
+                "--sizes or smaller images"
+            ) from error
+        if text.startswith("Caught "):  # and the worker's traceback
+            text = text.splitlines()[-1].partition(": ")[2]
+        raise TrainingError(text) from error
 
 
 def class_weights(shares: NDArray[np.float64], exponent: float) -> NDArray[np.float32]:
@@ -255,6 +281,21 @@ def class_weights(shares: NDArray[np.float64], exponent: float) -> NDArray[np.fl
 
 # --------------------------------------------------------------------------------------------------
 # Parts of a step
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of "cpu", "cuda" or "auto", which takes the GPU where torch has one.
+
+    Training on a GPU is not tested. Raises TrainingError if torch has none.
+    """
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise TrainingError("device cuda: this torch finds no GPU; take --device cpu")
+    return torch.device("cuda" if found and name != "cpu" else "cpu")
+
+
+def _move(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 def schedule_factor(kind: str, fraction: float, warmup: float) -> float:
@@ -274,7 +315,7 @@ def schedule_factor(kind: str, fraction: float, warmup: float) -> float:
 
 def normalise(image: Tensor) -> Tensor:
     """(N, H, W, 3) uint8 RGB to (N, 3, H, W) float32 as the networks take it (channels last)."""
-    mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
+    mean, std = (torch.tensor(v, device=image.device) * 255 for v in (MEAN, STD))
     return ((image.float() - mean) / std).permute(0, 3, 1, 2)
 
 
@@ -334,10 +375,12 @@ def validate(
     confusion = np.zeros((count, count), np.int64)
     overlap = union = 0
     distance, weight = 0.0, 0.0
+    device = next(model.parameters()).device
     with torch.inference_mode():
         for start in range(0, len(samples), batch):
             data = _collate(samples[start : start + batch])
-            outputs = model(normalise(data["image"]))
+            outputs = model(normalise(data["image"].to(device)))
+            outputs = {key: value.cpu() for key, value in outputs.items()}
             labels = data["labels"].numpy()
             if "semantic" in outputs:
                 found = decide(outputs)[0].numpy()
@@ -385,6 +428,8 @@ def save_checkpoint(
         for key, value in values.items():
             moments[f"{number}/{key}"] = torch.as_tensor(value).contiguous()
     moments["generator"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        moments["cuda_generator"] = torch.cuda.get_rng_state()
 
     def write(folder: Path) -> None:
         for name, tensors in (
@@ -392,7 +437,7 @@ def save_checkpoint(
             ("average", average.state),
             ("optimizer", moments),
         ):
-            plain = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
+            plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
             save_file(plain, folder / f"{name}.safetensors")
         (folder / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
 
@@ -426,6 +471,8 @@ def load_checkpoint(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{path}: not a checkpoint of this model: {error}") from error
     torch.set_rng_state(moments.pop("generator"))
+    if (cuda := moments.pop("cuda_generator", None)) is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
     saved = optimizer.state_dict()
     parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     restored: dict[int, dict[str, Tensor]] = {}
@@ -491,7 +538,47 @@ def read_config(path: Path, base: TrainConfig) -> TrainConfig:
 
 
 # --------------------------------------------------------------------------------------------------
-# Curves
+# Log and curves
+
+
+class RunLog:
+    """The run's log.jsonl and, if asked for, its curves in TensorBoard's format.
+
+    ``step``: of a resumed run; what TensorBoard has from there on is dropped from its curves.
+    """
+
+    def __init__(self, run: Path, tensorboard: bool, step: int) -> None:
+        _cut_log(run / "log.jsonl", step)
+        self._lines = (run / "log.jsonl").open("a", buffering=1)
+        self._board = _board(run / "tensorboard", step) if tensorboard else None
+
+    def write(self, step: int, **entry: Any) -> None:
+        """Adds a line; numbers, and mappings to numbers, become curves by their names."""
+        self._lines.write(json.dumps({"step": step, **entry}) + "\n")
+        if self._board is None:
+            return
+        for key, value in entry.items():
+            curves = value if isinstance(value, Mapping) else {"": value}
+            for name, number in curves.items():
+                self._board.add_scalar(f"{key}/{name}" if name else key, number, step)
+        self._board.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TrainingError(
+            f"--tensorboard: {error}; pip install tensorboard, or go without (the curves are "
+            "in curves.png and log.jsonl as well)"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 def draw_curves(log: Path, output: Path) -> None:
@@ -567,6 +654,7 @@ def check_config(config: TrainConfig) -> None:
         ("schedule", ("cosine", "poly", "constant")),
         ("loss", LOSSES),
         ("freeze", FROZEN),
+        ("device", ("auto", "cpu", "cuda")),
     ):
         if getattr(config, name) not in choices:
             raise TrainingError(f"{name} {getattr(config, name)!r}; known: {', '.join(choices)}")
@@ -579,6 +667,7 @@ def check_config(config: TrainConfig) -> None:
         ("workers", 0),
         ("threads", 0),
         ("seed", 0),
+        ("worst", 0),
     ):
         if getattr(config, name) < least:
             raise TrainingError(f"{name} must be at least {least}, not {getattr(config, name)}")
@@ -663,6 +752,7 @@ def train(
         raise TrainingError(f"{run}: holds a run already; --resume it or choose another folder")
     if resume and not checkpoints:
         raise TrainingError(f"{run}: no checkpoint to resume from")
+    device = choose_device(config.device)
     run.mkdir(parents=True, exist_ok=True)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -670,7 +760,7 @@ def train(
     cv2.setNumThreads(0)
     model = _make_model(config, fresh=not resume, quiet=quiet) if model is None else model
     scale_dropout(model, config.dropout)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     judge = copy.deepcopy(model).eval()
     if teacher is None and config.teacher:
         teacher = open_teacher(config.teacher, config.classes)
@@ -682,9 +772,10 @@ def train(
         state = load_checkpoint(checkpoints[-1], model, average, optimizer)
         step, elapsed = int(state["step"]), float(state["elapsed"])
         weights = np.asarray(state["class_weights"], np.float32)
-        _cut_log(run / "log.jsonl", step)
     else:
         weights = _measure_classes(config, quiet)
+    log = RunLog(run, config.tensorboard, step)
+    if not resume:
         (run / "config.yaml").write_text(
             yaml.safe_dump(
                 {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
@@ -694,7 +785,7 @@ def train(
     held_out = _held_out(config, parse_size(config.sizes[0], _stride(config)), quiet)
 
     settings = LossSettings(kind=config.loss, gamma=config.gamma, guides=config.guides)
-    factors = torch.from_numpy(weights)
+    factors = torch.from_numpy(weights).to(device)
     forward: nn.Module = torch.compile(model, dynamic=True) if config.compile else model  # type: ignore[assignment]
     history: deque[dict[str, float]] = deque(maxlen=config.log_steps)
     figures: dict[str, float] = {}
@@ -705,7 +796,6 @@ def train(
     loader = batches(config, step)
     model.train()
     freeze(model, config.freeze)
-    log = (run / "log.jsonl").open("a", buffering=1)
     bar = tqdm(
         total=config.steps or round(config.minutes * 60),
         initial=min(step, config.steps) if config.steps else round(elapsed),
@@ -717,6 +807,27 @@ def train(
         miniters=1,
         bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
     )
+
+    def learn(batch: Mapping[str, Tensor]) -> dict[str, float]:
+        """Takes a step; returns the losses. Raises TrainingError if one is no number."""
+        batch = _move(batch, device)
+        image = normalise(batch["image"])
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            outputs = forward(image)
+            wanted = _ask(teacher, image) if teacher else {}
+        loss, parts = total_loss(outputs, batch, settings, factors)
+        if teacher:
+            more, learned = distill_loss({**outputs, **deep}, wanted, DistillSettings())
+            loss, parts = loss + config.distill * more, {**parts, **learned}
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        losses = {"total": float(loss.detach()), **parts}
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip, foreach=True)
+        if not (math.isfinite(losses["total"]) and math.isfinite(float(norm))):
+            raise TrainingError(_nan_report(run, config, step, losses))
+        optimizer.step()
+        history.append(losses)
+        return losses
 
     def save() -> None:
         save_checkpoint(
@@ -738,7 +849,12 @@ def train(
         return validate(judge, held_out)
 
     finished = False
-    with _Stop() as stop, contextlib.closing(bar), contextlib.closing(log):
+    with (
+        _Stop() as stop,
+        contextlib.closing(bar),
+        contextlib.closing(log),
+        limited_memory() if device.type == "cpu" else contextlib.nullcontext(),
+    ):
         while True:
             now = time.monotonic()
             elapsed = now - started
@@ -749,36 +865,21 @@ def train(
             rate = config.lr * schedule_factor(config.schedule, fraction, config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = next(loader)
+            batch = _next(loader)
             waited += time.monotonic() - now
-            image = normalise(batch["image"])
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-                outputs = forward(image)
-                wanted = _ask(teacher, image) if teacher else {}
-            loss, parts = total_loss(outputs, batch, settings, factors)
-            if teacher:
-                more, learned = distill_loss({**outputs, **deep}, wanted, DistillSettings())
-                loss, parts = loss + config.distill * more, {**parts, **learned}
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            value = float(loss.detach())
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip, foreach=True)
-            if not (math.isfinite(value) and math.isfinite(float(norm))):
-                raise TrainingError(_nan_report(run, config, step, value, parts))
-            optimizer.step()
+            if not fits(lambda batch=batch: learn(batch)):  # type: ignore[misc]
+                raise TrainingError(_memory_report(run, batch, learn))
             step += 1
             average.update(model, step)
-            history.append({"total": value, **parts})
-            window_images += len(image)
+            window_images += len(batch["image"])
             if step % config.log_steps == 0 or (config.steps and step == config.steps):
                 now = time.monotonic()
                 entry = _summary(history)
                 speed = window_images / (now - window_at)
                 share = waited / (now - window_at)
                 window_at, window_images, waited = now, 0, 0.0
-                _log(
-                    log,
-                    step=step,
+                log.write(
+                    step,
                     elapsed=round(now - started, 1),
                     lr=rate,
                     losses=entry,
@@ -792,9 +893,7 @@ def train(
             if step % config.validate_steps == 0:
                 pause = time.monotonic()
                 figures = judge_now()
-                _log(
-                    log, step=step, elapsed=round(time.monotonic() - started, 1), validation=figures
-                )
+                log.write(step, elapsed=round(pause - started, 1), validation=figures)
                 draw_curves(run / "log.jsonl", run / "curves.png")
                 window_at += time.monotonic() - pause
             if time.monotonic() - saved_at > config.checkpoint_seconds:
@@ -802,10 +901,32 @@ def train(
                 saved_at = time.monotonic()
         if finished and (step % config.validate_steps or not figures):
             figures = judge_now()
-            _log(log, step=step, elapsed=round(elapsed, 1), validation=figures)
+            log.write(step, elapsed=round(elapsed, 1), validation=figures)
         save()
     draw_curves(run / "log.jsonl", run / "curves.png")
+    if finished:
+        report(judge, held_out, run, config.worst)
     return TrainResult(step, finished, figures)
+
+
+def report(model: SegmentationModel, samples: Sequence[Sample], run: Path, worst: int) -> None:
+    """Measures a trained network as a robot would use it and draws what it does badly.
+
+    Writes ``validation.json`` and charts beside it into ``run``, and the ``worst`` frames into its
+    folder ``worst``.
+    """
+    head = model.heads[-1]  # in the order of HEADS: the one that can do most
+    gallery = run / "worst"
+    shutil.rmtree(gallery, ignore_errors=True)
+    result = evaluate(
+        model_predictor(model, head),
+        samples,
+        head=head,
+        classes=model.classes,
+        worst=worst,
+        gallery=gallery if worst else None,
+    )
+    write_report(result, run / "validation.json")
 
 
 def _make_model(config: TrainConfig, fresh: bool, quiet: bool) -> SegmentationModel:
@@ -815,9 +936,12 @@ def _make_model(config: TrainConfig, fresh: bool, quiet: bool) -> SegmentationMo
     if fresh and config.init:
         notes.append(start_from(model, config.init))
     if fresh and config.encoder:
-        from waste_seg_ros.models.vgg import load_encoder
+        from waste_seg_ros.models.pretrained import load_encoder
 
-        notes.append(load_encoder(model, Path(config.encoder)))
+        encoder = getattr(model.trunk, "encoder", None)
+        if encoder is None:
+            raise TrainingError(f"--encoder: {config.architecture} has no VGG-16 or ResNet-50")
+        load_encoder(encoder, Path(config.encoder))
     if not quiet:
         for note in notes:
             print(note, file=sys.stderr)
@@ -860,10 +984,6 @@ def _status(
     )
 
 
-def _log(log: Any, **entry: object) -> None:
-    log.write(json.dumps(entry) + "\n")
-
-
 def _cut_log(path: Path, step: int) -> None:
     """Drops the lines after ``step``: they are of steps that the resumed run does again."""
     if not path.exists():
@@ -876,18 +996,40 @@ def _cut_log(path: Path, step: int) -> None:
     path.write_text("".join(kept))
 
 
-def _nan_report(
-    run: Path, config: TrainConfig, number: int, loss: float, parts: Mapping[str, float]
-) -> str:
-    bad = [name for name, value in parts.items() if not math.isfinite(value)]
+def _nan_report(run: Path, config: TrainConfig, number: int, losses: Mapping[str, float]) -> str:
+    bad = [k for k, value in losses.items() if k != "total" and not math.isfinite(value)]
     first = number * config.batch
-    kept = find_checkpoints(run)
+    data = _open_data(config)
+    names = [data.sample(first + k).name for k in range(config.batch)]
     return (
-        f"the loss is no number ({loss}, from: {', '.join(bad) or 'the gradient'}) at batch "
-        f"{number}, samples {first} to {first + config.batch - 1} of {', '.join(config.data)}. "
-        + (f"The last good checkpoint is {kept[-1]}. " if kept else "No checkpoint was made yet. ")
-        + "Lower the learning rate (--lr) or look at these samples."
+        f"the loss is no number ({losses['total']}, from: {', '.join(bad) or 'the gradient'}) at "
+        f"batch {number}, samples {first} to {first + config.batch - 1} of "
+        f"{', '.join(config.data)} ({', '.join(names)}). {_last_good(run)} Lower the learning rate "
+        "(--lr) or look at these samples."
     )
+
+
+def _memory_report(
+    run: Path, batch: Mapping[str, Tensor], learn: Callable[[dict[str, Tensor]], object]
+) -> str:
+    """What to say when ``batch`` was too large to learn from; tries its first halves."""
+    whole, height, width = batch["image"].shape[:3]
+    size = f"{width}x{height}"
+    count = whole // 2
+    while count >= 2:
+        part = {key: value[:count] for key, value in batch.items()}
+        if fits(lambda part=part: learn(part)):  # type: ignore[misc]
+            advice = f"{count} does: --batch {count}"
+            break
+        count //= 2
+    else:
+        advice = "nor do 2 images: choose smaller --sizes or a smaller --width"
+    return f"batch {whole} at {size} does not fit in memory; {advice}. {_last_good(run)}"
+
+
+def _last_good(run: Path) -> str:
+    kept = find_checkpoints(run)
+    return f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint was made yet."
 
 
 # --------------------------------------------------------------------------------------------------
@@ -931,6 +1073,9 @@ _HELP = {
     "checkpoint_seconds": "between checkpoints",
     "validate_steps": "between validations",
     "log_steps": "between lines of the log",
+    "tensorboard": "write for TensorBoard too, into the run's folder",
+    "worst": "so many of the worst held-out frames are drawn at the end",
+    "device": "auto, cpu or cuda",
     "init": "bundle to start from; its classes are matched by name",
     "encoder": "file of ImageNet weights for a VGG-16 or ResNet-50 encoder",
     "freeze": "what of the network is kept as it is: " + ", ".join(FROZEN),
