@@ -11,9 +11,11 @@ import torch
 
 from waste_seg_ros.cli import main
 from waste_seg_ros.data.sample import CLASSES
+from waste_seg_ros.data.synthetic import synthetic_sample
 from waste_seg_ros.files import write_json
 from waste_seg_ros.models import build_model, parameter_count
 from waste_seg_ros.models.count import count_macs
+from waste_seg_ros.runtime.backends import load_backend
 from waste_seg_ros.runtime.bundle import restate_bundle, save_bundle
 from waste_seg_ros.train import table
 from waste_seg_ros.train.plots import Series, draw_chart, ticks
@@ -85,6 +87,18 @@ def test_the_parent_is_measured_where_only_the_child_is_asked_for(child, monkeyp
     assert [row["name"] for row in found["rows"]] == ["tiny-small"]
     assert found["rows"][0]["miou_lost"] == 0
     assert len(found["figures"]) == 2
+
+
+def test_half_the_bits_take_half_the_bytes_and_give_the_same_labels(bundle, tmp_path):
+    size = table.write_half(bundle, tmp_path)
+    assert size == sum(f.stat().st_size for f in tmp_path.iterdir())
+    # The graph's nodes and the header of the weights stay.
+    assert 0.45 < (size - 120_000) / (bundle.size - 240_000) < 0.75
+    image = synthetic_sample(0, 0, (64, 48)).image
+    half = load_backend(replace(bundle, path=tmp_path), "openvino").predict(image)
+    whole = load_backend(bundle, "openvino").predict(image)
+    assert (half.labels == whole.labels).mean() > 0.98
+    assert not np.array_equal(half.scores, whole.scores)
 
 
 def test_what_is_known_is_not_measured_again(report, bundle, child, monkeypatch):

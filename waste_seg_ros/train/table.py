@@ -22,18 +22,31 @@ import json
 import math
 import os
 import platform
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from waste_seg_ros.data.sources import open_data
 from waste_seg_ros.data.synthetic import synthetic_sample
 from waste_seg_ros.files import write_file, write_json
 from waste_seg_ros.runtime.backends import Backend, load_backend
-from waste_seg_ros.runtime.bundle import Bundle, BundleError, list_bundles, open_bundle
+from waste_seg_ros.runtime.bundle import (
+    GRAPH,
+    MANIFEST,
+    WEIGHTS,
+    Bundle,
+    BundleError,
+    list_bundles,
+    open_bundle,
+    read_weights,
+)
 from waste_seg_ros.runtime.export import source_commit
 from waste_seg_ros.runtime.listing import bundle_cost
 from waste_seg_ros.train.evaluate import bundle_predictor, evaluate, headline
@@ -149,8 +162,52 @@ def measure_times(
 
 
 def measure_sizes(bundle: Bundle, others: Sequence[Bundle]) -> dict[str, float]:
-    """MB of the bundle by precision: its own, and for FP32 the others made from it."""
-    return {precision_of(bundle): bundle.size / 1e6}
+    """MB of whole bundles by precision.
+
+    Args:
+        bundle: counts at its own precision; at others only if it is FP32.
+        others: of these, compressed forms of the bundle count at theirs. Where there is none of
+            FP16, one is made for the purpose.
+    """
+    found = {precision_of(bundle): bundle.size / 1e6}
+    if precision_of(bundle) == "fp32":
+        for other in others:
+            ours = is_compressed(other, bundle) and find_parent(other, others) == bundle
+            if ours and bundle_cost(other) == bundle_cost(bundle):  # else it is pruned too
+                found.setdefault(precision_of(other), other.size / 1e6)
+        if "fp16" not in found:
+            with tempfile.TemporaryDirectory() as folder:
+                found["fp16"] = write_half(bundle, Path(folder)) / 1e6
+    return found
+
+
+def write_half(bundle: Bundle, folder: Path) -> int:
+    """Write a bundle's files with weights of 16 bits into ``folder``; returns their bytes.
+
+    The graph computes in 32 bits as before: each large constant is stored in 16 and cast.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+    from safetensors.torch import save_file
+
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in read_weights(bundle).items()}
+    save_file(weights, folder / WEIGHTS)
+    model = onnx.load(str(bundle.path / GRAPH))
+    casts = []
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        # The small ones are sizes and factors that a runtime wants as plain constants.
+        if values.dtype == np.float32 and values.size > 16:
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
+            casts.append(helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(folder / GRAPH))
+    shutil.copyfile(bundle.path / MANIFEST, folder / MANIFEST)
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def machine() -> dict[str, Any]:
@@ -199,7 +256,7 @@ def build_table(
 
     Returns:
         plain values: ``machine``, ``data``, ``photographs``, ``figures`` (by digest of the bundle
-        and then `data_key`), ``sizes`` (by digest), and ``rows``, one for each bundle.
+        and then `data_key`), and ``rows``, one for each bundle.
 
     Raises:
         ValueError: a bundle or the data cannot be used.
@@ -208,7 +265,6 @@ def build_table(
     known = known or {}
     on_path = _with_parents(bundles)
     figures: dict[str, dict[str, Any]] = {}
-    sizes: dict[str, Any] = {}
     specs = {data_key(spec): spec for spec in (data, photographs) if spec}
     for bundle in on_path:
         digest = bundle.digest
@@ -217,7 +273,6 @@ def build_table(
             if key not in figures[digest] and (bundle in bundles or spec == data):
                 print(f"{bundle.manifest.name} on {key}", file=sys.stderr)
                 figures[digest][key] = measure_quality(bundle, spec)
-        sizes[digest] = known.get("sizes", {}).get(digest) or measure_sizes(bundle, on_path)
     print(f"timing {len(bundles)} bundles side by side", file=sys.stderr)
     times = measure_times(bundles, rounds, threads)
     rows = []
@@ -243,7 +298,7 @@ def build_table(
                 "parameters": parameters,
                 "macs": macs,
                 "mb": round(bundle.size / 1e6, 3),
-                "mb_by_precision": sizes[bundle.digest],
+                "mb_by_precision": measure_sizes(bundle, on_path),
                 "cpu_ms": round(spent["median_ms"], 3),
                 "cpu_min_ms": round(spent["min_ms"], 3),
                 "data": own[data_key(data)],
@@ -258,7 +313,6 @@ def build_table(
         "photographs": data_key(photographs) if photographs else "",
         "timing": {"rounds": rounds, "threads": threads, "backend": "openvino"},
         "figures": figures,
-        "sizes": sizes,
         "rows": rows,
     }
 
