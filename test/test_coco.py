@@ -255,19 +255,103 @@ def test_broken_images_are_named_and_passed_over(tmp_path, dataset):
     assert "../secret.png: not inside" in text
 
 
-def test_exif_orientation_is_not_applied(tmp_path, dataset):
-    write_image(tmp_path / "images" / "a.jpg")
-    plain = (tmp_path / "images" / "a.jpg").read_bytes()
-    # One entry: tag 0x0112 (orientation), a short, 6 = turn by a quarter.
-    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+def write_turned(path, orientation=6):
+    """A JPEG whose EXIF orientation says to turn it: 6 by a quarter, 3 by a half."""
+    write_image(path)
+    plain = path.read_bytes()
+    # One entry: tag 0x0112 (orientation), a short.
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
     segment = b"Exif\0\0" + tiff
     exif = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
-    path = tmp_path / "images" / "a.jpg"
     path.write_bytes(plain[:2] + exif + plain[2:])
+
+
+def test_exif_orientation_is_not_applied(tmp_path, dataset):
+    path = tmp_path / "images" / "a.jpg"
+    write_turned(path)
     assert cv2.imread(str(path)).shape[:2] == (WIDTH, HEIGHT)  # others do turn it
     images = [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}]
     (sample,) = dataset([annotation(1, [box(0, 0, 5, 5)])], images)
     assert sample.image.shape == (HEIGHT, WIDTH, 3)
+
+
+def test_sets_annotated_on_turned_pictures_are_read_upright(tmp_path, dataset):
+    write_turned(tmp_path / "images" / "quarter.jpg")
+    write_turned(tmp_path / "images" / "half.jpg", 3)
+    images = [
+        {"id": 1, "file_name": "quarter.jpg", "width": HEIGHT, "height": WIDTH},
+        {"id": 2, "file_name": "half.jpg", "width": WIDTH, "height": HEIGHT},
+    ]
+    # Red, on the left as stored, is above after a turn by 90 degrees clockwise, right after 180.
+    entries = [
+        annotation(1, [box(0, 0, HEIGHT, WIDTH // 2)], image=1),
+        annotation(2, [box(WIDTH // 2, 0, WIDTH, HEIGHT)], image=2),
+    ]
+    data = dataset(entries, images, upright=True)
+    for sample in data:
+        inside = sample.image[sample.labels == 2].astype(int).mean(0)
+        outside = sample.image[sample.labels == 0].astype(int).mean(0)
+        assert inside[0] > 180 and outside[0] < 20, sample.name
+    assert not data.problems and data[0].image.shape == (WIDTH, HEIGHT, 3)
+    # Read as stored, the one of another size is named with the mend.
+    plain = dataset(entries, images)
+    assert plain.names == ("half.jpg",)
+    assert "quarter.jpg: is 40x30" in plain.problems[0] and "coco-upright:" in plain.problems[0]
+
+
+def test_what_is_broken_is_known_when_the_set_is_opened(tmp_path, dataset):
+    for name in ("good.png", "cut.png", "turned.png"):
+        write_image(tmp_path / "images" / name)
+    path = tmp_path / "images" / "cut.png"
+    path.write_bytes(path.read_bytes()[:-20])
+    images = [
+        {"id": "one", "file_name": "good.png", "width": WIDTH, "height": HEIGHT},
+        {"id": 2, "file_name": "cut.png"},
+        {"id": 3, "file_name": "turned.png", "width": HEIGHT, "height": WIDTH},
+        {"id": 4, "file_name": "good.png", "width": "wide", "height": 3},
+        {"id": [5], "file_name": "good.png"},
+        {"id": 6, "file_name": 7},
+        "image",
+    ]
+    entries = [
+        annotation(1, [box(0, 0, 5, 5)], image="one"),
+        annotation(2, [[1, 2]], image="one"),
+        annotation(3, [box(0, 0, 5, 5)], image=["one"]),
+        annotation(4, [box(0, 0, 5, 5)], image="one", category={}),
+        None,
+    ]
+    data = dataset(entries, images, categories=[*CATEGORIES, {"id": 9}, 5])
+    problems = list(data.problems)
+    assert [sample.name for sample in data] == ["good.png"]
+    assert len(problems) == 12 and data.problems == problems
+    text = "\n".join(problems)
+    for part in (
+        "cut.png: is cut short",
+        "turned.png: is 40x30, but annotations.json says 30x40",
+        "its width and height are no numbers",
+        "annotation 2 of good.png: a polygon needs",
+        "annotation 4 is of category None",
+        "annotation None is no object",
+    ):
+        assert part in text
+
+
+def test_crowds_in_run_lengths(dataset):
+    counts = [0, HEIGHT * 10, HEIGHT * (WIDTH - 10)]  # the ten columns on the left
+    crowd = {"size": [HEIGHT, WIDTH], "counts": counts}
+    (sample,) = dataset([annotation(1, crowd, iscrowd=1), annotation(2, [box(5, 5, 15, 15)])])
+    want = expected((0, HEIGHT, 0, 10, 255), (5, 15, 5, 15, 2))
+    np.testing.assert_array_equal(sample.labels, want)
+
+
+def test_ids_that_other_tools_write(tmp_path, dataset):
+    write_image(tmp_path / "images" / "a.png")
+    images = [{"image_id": 1, "file_name": "a.png", "width": WIDTH, "height": HEIGHT}]
+    whole = {"image_id": 1, "category_id": 3, "segmentation": [box(0, 0, 5, 5)]}
+    broken = {"image_id": 1, "category_id": 3, "segmentation": []}
+    data = dataset([whole, broken], images)
+    assert (data[0].labels == 2).sum() == 25
+    assert data.problems == ["annotation at place 1 has no segmentation"]
 
 
 def test_files_that_are_not_coco_are_named(tmp_path):
