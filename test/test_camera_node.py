@@ -1,7 +1,9 @@
 """The camera node as a process of its own: what it publishes, and how it fails and ends."""
 
 import json
+import logging
 import signal
+import struct
 
 import cv2
 import numpy as np
@@ -17,6 +19,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from waste_seg_ros.data.synthetic import SyntheticLine
 from waste_seg_ros.msg import WasteItemArray
+from waste_seg_ros.nodes.camera import FolderSource
 from waste_seg_ros.nodes.images import to_array
 
 ALL = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
@@ -184,6 +187,29 @@ def test_folder_with_annotations_publishes_their_truth(ros, start_node, folder):
     assert (to_array(labels[0]) != expected).sum() <= 21  # which pixels a polygon's edge takes
     assert items[0].model.endswith("frame_2.png")
     assert [i.class_id for i in items[0].items] == ["bottle"]
+
+
+def test_pictures_are_upright_unless_masks_are_drawn_on_them(tmp_path, caplog):
+    path = tmp_path / "a.jpg"
+    assert cv2.imwrite(str(path), np.zeros((20, 30, 3), np.uint8))
+    jpeg = path.read_bytes()
+    # EXIF orientation 6: to be turned by a quarter.
+    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    segment = struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(jpeg[:2] + b"\xff\xe1" + segment + jpeg[2:])
+    (tmp_path / "c.jpg").write_bytes(jpeg[:-2])
+    annotations = tmp_path / "annotations.json"
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "lost.jpg"}]
+    annotations.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    log = logging.getLogger("camera")
+    upright = FolderSource(tmp_path, (0, 0), False, None, log)
+    assert [upright.take(0.0).image.shape[:2] for _ in "ab"] == [(30, 20)] * 2
+    assert upright.take(0.0) is None and upright.skipped == 1
+    assert "c.jpg: is cut short; it is left out" in caplog.text
+    stored = FolderSource(tmp_path, (0, 0), False, annotations, log)
+    assert [stored.take(0.0).image.shape[:2] for _ in "ab"] == [(20, 30)] * 2
+    assert "lost.jpg: no such file" in caplog.text
 
 
 def test_video_file(ros, start_node, tmp_path):

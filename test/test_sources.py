@@ -142,8 +142,10 @@ def test_what_is_not_understood_is_told_with_what_would_be(spec):
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match="has no folder images"):
         open_data(f"folder:{tmp_path}")
-    with pytest.raises(OSError, match=r"no\.json"):
+    with pytest.raises(DataError, match=r"no\.json: No such file"):
         open_data(f"coco:{tmp_path / 'no.json'}:{tmp_path}")
+    with pytest.raises(DataError, match=r"names\.txt: No such file"):
+        open_data(f"coco:{tmp_path / 'a.json'}:{tmp_path}:{tmp_path / 'names.txt'}")
     with pytest.raises(DataError, match="32 to 4096"):
         open_data("synthetic:1:1:9999x20")
 

@@ -152,9 +152,23 @@ def open_data(
 
     Raises:
         DataError: if the specification is not understood or the data cannot be used.
-        OSError: if a file cannot be read.
     """
     spec, _ = split_weight(spec)
+    try:
+        return _open(spec, classes, categories, only, strict, size, finite)
+    except OSError as error:
+        raise DataError(f"data {spec!r}: {error.filename}: {error.strerror}") from error
+
+
+def _open(
+    spec: str,
+    classes: Sequence[str],
+    categories: Mapping[str, str] | Path | str | None,
+    only: Collection[str] | None,
+    strict: bool,
+    size: tuple[int, int] | None,
+    finite: bool,
+) -> Dataset:
     kind, _, rest = spec.partition(":")
     parts = rest.split(":")
     if kind == "synthetic" and len(parts) <= 3 and all(p.isdecimal() for p in parts[:2]):

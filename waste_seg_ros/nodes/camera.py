@@ -35,6 +35,7 @@ from std_msgs.msg import Header
 
 from waste_seg_ros.data.photographs import SUFFIXES, read_image
 from waste_seg_ros.data.sample import CLASSES, DataError, Sample
+from waste_seg_ros.data.sources import tell_problems
 from waste_seg_ros.msg import WasteItemArray
 from waste_seg_ros.nodes import NodeError, declare, run_node
 from waste_seg_ros.nodes.diagnostics import (
@@ -134,7 +135,7 @@ class FolderSource:
         self._bad: set[Path] = set()
         self.skipped = 0
         self.focal_length = 0.0
-        self._truth = _annotated(annotations, folder) if annotations else None
+        self._truth = _annotated(annotations, folder, log) if annotations else None
 
     def take(self, at: float) -> Picture | None:
         """Read the next image that can be read."""
@@ -146,13 +147,10 @@ class FolderSource:
                 self._next = 0
             file = self._files[self._next]
             self._next += 1
-            truth = self._truth(file.name) if self._truth else None
-            if truth is not None:
-                image = truth.image
-                break
             try:
+                truth = self._truth(file.name) if self._truth else None
                 # Where there are masks, all pictures lie as those do: as stored.
-                image = read_image(file, upright=self._truth is None)
+                image = truth.image if truth else read_image(file, upright=self._truth is None)
                 break
             except DataError as error:
                 self.skipped += 1
@@ -320,7 +318,7 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return scale_image(image, wanted)
 
 
-def _annotated(annotations: Path, folder: Path) -> Any:
+def _annotated(annotations: Path, folder: Path, log: Any) -> Any:
     """Function from an image's file name to its annotated sample, or None if it has none."""
     from waste_seg_ros.data.coco import CocoDataset
 
@@ -328,6 +326,8 @@ def _annotated(annotations: Path, folder: Path) -> Any:
         dataset = CocoDataset(annotations, folder)
     except (OSError, ValueError) as error:
         raise NodeError(f"truth: {error}") from error
+    for line in tell_problems(dataset.problems):
+        log.warning(line)
     places = {Path(name).name: place for place, name in enumerate(dataset.names)}
     return lambda name: dataset[places[name]] if name in places else None
 
