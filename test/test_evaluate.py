@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tracemalloc
 from dataclasses import dataclass
 
 import cv2
@@ -13,9 +14,11 @@ import pytest
 
 pytest.importorskip("tqdm", reason="evaluation needs tqdm (requirements-dev.txt)")
 
+from waste_seg_ros.data.cityscapes import CITYSCAPES
 from waste_seg_ros.data.sample import CLASSES, Sample
 from waste_seg_ros.runtime.backends import as_head
 from waste_seg_ros.train import evaluate as module
+from waste_seg_ros.train.charts import draw_confusion, draw_reliability
 from waste_seg_ros.train.evaluate import (
     add_arguments,
     bundle_predictor,
@@ -166,6 +169,127 @@ def test_the_worst_frames_are_drawn_worst_first(tmp_path):
     assert sheet.shape[1] >= 640 and sheet.shape[0] >= 240
 
 
+@dataclass
+class Street:
+    """What Cityscapes' reader gives: no background, 19 classes, items of some of them only."""
+
+    samples: tuple
+    classes = CITYSCAPES
+    things = frozenset(range(12, 20))
+
+    def __iter__(self):
+        return iter(self.samples)
+
+
+def street(size=(256, 128), cars=3):
+    """Road below sky and cars on it, their ids as large as those of Cityscapes."""
+    road, sky, car = (CITYSCAPES.index(name) + 1 for name in ("road", "sky", "car"))
+    width, height = size
+    labels = np.full((height, width), road, np.uint8)
+    labels[: height // 3] = sky
+    labels[-height // 16 :] = 255
+    instances = np.zeros(labels.shape, np.uint16)
+    for index in range(cars):
+        x0 = width * index // cars
+        box = np.s_[height // 2 : height // 2 + height // 8, x0 : x0 + width // cars // 2]
+        labels[box], instances[box] = car, 26000 + index
+    image = np.repeat(labels[..., None], 3, axis=2)
+    return Sample(image, labels, instances, "street")
+
+
+def street_oracle(image):
+    labels = image[..., 0].copy()
+    labels[labels > 19] = 1
+    return FakePrediction(labels, np.full(labels.shape, 0.9, np.float32))
+
+
+def test_a_street_has_no_background_and_items_of_things_only():
+    scene = street()
+    result = evaluate(street_oracle, Street((scene,)), head="semantic", classes=CITYSCAPES)
+    # The sixteen classes and the background that are not in the truth do not count.
+    seen = {name for name, value in result["iou"].items() if not math.isnan(value)}
+    assert seen == {"road", "sky", "car"}
+    assert result["miou"] == result["miou_foreground"] == result["miou_pixels"] == 1.0
+    # Road and sky are no items: neither found nor false.
+    assert result["items"] == {"found": 3, "missed": 0, "false": 0}
+    assert result["pq"] == result["agnostic"]["pq"] == 1.0 and result["ap"] == pytest.approx(1.0)
+
+    def takes_sky_for_road(image):
+        prediction = street_oracle(image)
+        prediction.labels[prediction.labels == 11] = 1
+        return prediction
+
+    result = evaluate(takes_sky_for_road, Street((scene,)), head="semantic", classes=CITYSCAPES)
+    road = result["iou"]["road"]
+    assert 0.4 < road < 0.7 and result["iou"]["sky"] == 0.0
+    assert result["miou"] == pytest.approx((road + 0 + 1) / 3)
+
+
+def test_a_group_of_things_makes_no_item_false():
+    scene = street()
+    scene.instances[scene.instances == 26001] = 0  # outlined as a group
+    result = evaluate(street_oracle, Street((scene,)), head="semantic", classes=CITYSCAPES)
+    assert result["items"] == {"found": 2, "missed": 0, "false": 0}
+    assert result["miou"] == 1.0 and result["ap"] == pytest.approx(1.0)
+
+
+def test_large_frames_are_measured_in_bounded_memory():
+    scene = street((2048, 1024), cars=20)
+    seen = []
+
+    def at_half_size(image):
+        seen.append(tracemalloc.get_traced_memory()[0])
+        return street_oracle(cv2.resize(image, (1024, 512), interpolation=cv2.INTER_NEAREST))
+
+    tracemalloc.start()
+    try:
+        result = evaluate(at_half_size, Street((scene,) * 3), head="semantic", classes=CITYSCAPES)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    counts = np.array(result["confusion"]["counts"])
+    assert counts.sum() == 3 * np.count_nonzero(scene.labels < 255)  # at the images' own size
+    assert result["items"]["found"] == 60
+    assert peak < 200e6
+    assert seen[2] - seen[1] < 1e6  # a frame leaves nothing of its size behind
+
+
+def test_the_binary_head_confuses_background_and_items():
+    scene = sample("x", (1, 0, 100, 0, 100), (254, 100, 200, 0, 100), (255, 200, 300, 0, 100))
+
+    def half(image):
+        prediction = oracle(image)
+        prediction.labels[50:] = 0
+        return prediction
+
+    confusion = evaluate(half, [scene], head="binary")["confusion"]
+    assert confusion["names"] == ["background", "item"]
+    # 254 is an item, 255 does not count.
+    assert confusion["counts"] == [[320 * 240 - 30000, 0], [10000, 10000]]
+
+
+def test_confusion_is_drawn():
+    names = ("background", "paper", "glass")
+    chart = draw_confusion([[90, 10, 0], [0, 50, 50], [0, 0, 0]], names)
+    assert chart.dtype == np.uint8 and chart.shape[2] == 3
+    assert min(chart.shape[:2]) > 150
+    # What is right is a dark diagonal.
+    right, guessed = draw_confusion(np.eye(3), names), draw_confusion(np.ones((3, 3)), names)
+    assert np.count_nonzero(right[..., 0] < 50) > 2 * np.count_nonzero(guessed[..., 0] < 50)
+    assert max(draw_confusion(np.eye(20), ("background", *CITYSCAPES)).shape) < 1200
+    with pytest.raises(ValueError, match="3 names"):
+        draw_confusion([[1]], names)
+
+
+def test_reliability_is_drawn():
+    nothing = [math.nan] * 5
+    empty = draw_reliability(nothing, nothing, [0.0] * 5, math.nan)
+    sure = draw_reliability([0.1, 0.5, 0.9], [0.1, 0.5, 1.0], [0.2, 0.2, 0.6], 0.06)
+    assert empty.shape == sure.shape and (empty != sure).any()
+    with pytest.raises(ValueError, match="alike"):
+        draw_reliability([0.1], [0.1, 0.2], [0.2], 0.0)
+
+
 def test_class_of_an_item_is_that_of_most_of_its_pixels():
     scene = sample("x", (1, 10, 60, 10, 60), (254, 100, 160, 100, 140))
     scene.labels[10:20, 10:60] = 255
@@ -223,6 +347,15 @@ def test_command_reports_and_writes_json(capsys, tmp_path, monkeypatch):
     assert figures["frames"] == 2 and figures["binary_iou"] == 0.0
     assert figures["item_precision"] is None  # nothing was predicted
     assert [p.name for p in path.parent.iterdir()] == ["figures.json"]
+    assert command(*words, "--output", str(tmp_path / "charts")) == 0
+    assert sorted(p.name for p in (tmp_path / "charts").iterdir()) == [
+        "figures.json",
+        "figures_confusion.png",
+        "figures_reliability.png",
+    ]
+    assert command(*words, "--output", str(tmp_path / "one" / "blind.json")) == 0
+    assert (tmp_path / "one" / "blind_confusion.png").is_file()
+    assert json.loads((tmp_path / "one" / "blind.json").read_text())["ece"] is not None
     assert command(*words, "--head", "instance") == 1
     assert "semantic" in capsys.readouterr().err
 
@@ -232,6 +365,7 @@ def network():
     torch = pytest.importorskip("torch", reason="networks in training need torch")
     from waste_seg_ros.models import build_model
 
+    torch.set_num_threads(1)  # threads that wait for busy cores take many times as long
     torch.manual_seed(0)
     return build_model("enet", ("binary", "semantic", "instance"), width=0.25)
 

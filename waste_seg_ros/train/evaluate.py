@@ -151,6 +151,7 @@ class Scores:
         labels: NDArray[np.uint8],
         instances: NDArray[np.uint16],
         kinds: Mapping[int, int],
+        crowd: NDArray[np.bool_] | None = None,
     ) -> tuple[float, tuple[int, int, int]]:
         """Add a frame.
 
@@ -159,6 +160,8 @@ class Scores:
             labels: (H, W) predicted labels, of the sample's size.
             instances: (H, W) predicted item ids.
             kinds: class of each predicted item, 0 for unknown.
+            crowd: (H, W) where items are not told from each other; there, as where no truth is
+                known, a predicted item is not a false one.
 
         Returns:
             the frame's foreground IoU, and its found, missed and false items.
@@ -171,6 +174,7 @@ class Scores:
         else:
             truth = np.where(void, np.uint8(IGNORE), np.minimum(sample.labels, 1))
             self.confusion.update(truth, np.minimum(labels, 1))
+        void = void if crowd is None else void | crowd
         self.quality.update(sample.instances, true_kinds, instances, kinds, void)
         return frame_iou, self.found.update(
             sample.instances,
@@ -203,6 +207,7 @@ class FineScores:
         labels: NDArray[np.uint8],
         instances: NDArray[np.uint16],
         items: Sequence[Item],
+        crowd: NDArray[np.bool_] | None = None,
     ) -> None:
         """Add a frame.
 
@@ -212,14 +217,16 @@ class FineScores:
             labels: (H, W) labels of the items, of the sample's size.
             instances: (H, W) their ids.
             items: the items.
+            crowd: see ``Scores``.
         """
+        void = sample.labels == IGNORE
         self.precision.update(
             sample.instances,
             instance_classes(sample),
             instances,
             {item.id: item.class_index for item in items},
             {item.id: item.score for item in items},
-            sample.labels == IGNORE,
+            void if crowd is None else void | crowd,
         )
         self.boundaries.update(sample.labels, labels, self.named)
         size = (sample.labels.shape[1], sample.labels.shape[0])
@@ -244,7 +251,9 @@ def evaluate(
 
     Args:
         predict: the network, see ``bundle_predictor`` and ``model_predictor``.
-        dataset: samples; if it has ``classes`` these may differ from the network's.
+        dataset: samples; if it has ``classes`` these may differ from the network's, and if it
+            has ``things`` only those of its labels have items, and pixels are measured as the
+            network labels them, not as its items do.
         head: what the network is used as; the binary head has class-agnostic figures only.
         classes: names of the network's labels 1..C.
         params: how items are made of predictions.
@@ -274,6 +283,10 @@ def evaluate(
     scores = Scores(len(classes), named=head != "binary")
     fine = FineScores(len(classes), named=head != "binary")
     source = tuple(getattr(dataset, "classes", classes))
+    named_things = {source[label - 1] for label in getattr(dataset, "things", ())}
+    # By label, which of them have items.
+    things = np.zeros(256, bool)
+    things[[label for label, name in enumerate(classes, 1) if name in named_things]] = True
     gallery_frames: list[tuple[float, int, Sample, NDArray[np.uint16], tuple[Item, ...]]] = []
     spent = {"network": 0.0, "items": 0.0}
     frames = 0
@@ -284,15 +297,23 @@ def evaluate(
         begin = time.perf_counter()
         prediction = as_head(predict(sample.image), head)
         between = time.perf_counter()
-        instances, items = extract_items(prediction, (width, height), params)
+        seen = prediction
+        if things.any() and scores.named:
+            # Items are made as if those of the other classes, such as a road, were the belt.
+            own = things[prediction.labels]
+            seen = replace(prediction, labels=np.where(own, prediction.labels, 0).astype(np.uint8))
+        instances, items = extract_items(seen, (width, height), params)
         spent["network"] += between - begin
         spent["items"] += time.perf_counter() - between
-        labels = scale_ids(label_image(instances, items), (width, height))
-        instances = scale_ids(instances, (width, height))
+        labels, crowd = label_image(instances, items), None
+        if seen is not prediction:
+            labels = prediction.labels
+            crowd = things[sample.labels] & (sample.instances == 0)
+        labels, found = (scale_ids(ids, (width, height)) for ids in (labels, instances))
 
         kinds = {item.id: item.class_index for item in items}
-        frame_iou, (hit, missed, false) = scores.update(sample, labels, instances, kinds)
-        fine.update(sample, prediction, labels, instances, items)
+        frame_iou, (hit, missed, false) = scores.update(sample, labels, found, kinds, crowd)
+        fine.update(sample, prediction, labels, found, items, crowd)
         frames += 1
         if worst > 0 and gallery is not None:
             # Worst first by items, then by foreground.
