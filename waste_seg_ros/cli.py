@@ -24,6 +24,7 @@ COMMANDS = (
     ("transfer", "waste_seg_ros.train.transfer", "measure what a bundle gives to other classes"),
     ("data", "waste_seg_ros.data.check", "look data over: classes, broken entries, leaks"),
     ("bench", "waste_seg_ros.bench", "measure how fast this machine runs a bundle"),
+    ("track", "waste_seg_ros.track", "measure tracks and picks on the synthetic line"),
     ("render", "waste_seg_ros.data.render", "write scenes of the synthetic line as files"),
     ("contact-sheet", "waste_seg_ros.data.synthetic", "draw samples of the synthetic line"),
 )

@@ -206,7 +206,7 @@ class SpeedEstimator:
         self._params = params or TrackerParams()
         self.time_s: float | None = None
         self.travel = 0.0
-        self.stamp_sigma_s = max(0.002, self._params.stamp_sigma_s)
+        self.stamp_sigma_s = max(0.01, self._params.stamp_sigma_s)
         self._u = 1.0
         self._encoder = False
         self._k = self._params.speed
