@@ -22,6 +22,7 @@ COMMANDS = (
     ("models", "waste_seg_ros.runtime.listing", "list models: bundles found, or architectures"),
     ("table", "waste_seg_ros.train.table", "measure all bundles and write the README's table"),
     ("transfer", "waste_seg_ros.train.transfer", "measure what a bundle gives to other classes"),
+    ("calibrate", "waste_seg_ros.calibrate", "find camera and belt from a board laid on the belt"),
     ("data", "waste_seg_ros.data.check", "look data over: classes, broken entries, leaks"),
     ("bench", "waste_seg_ros.bench", "measure how fast this machine runs a bundle"),
     ("track", "waste_seg_ros.track", "measure tracks and picks on the synthetic line"),
