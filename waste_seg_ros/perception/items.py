@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from waste_seg_ros.perception.grasp import Gripper, find_grasps, normalize_angle
 from waste_seg_ros.perception.grouping import group_items
 
 if TYPE_CHECKING:
     from waste_seg_ros.runtime.backends import Prediction
 
-#: How many directions the jaws are tried in.
-GRASP_DIRECTIONS = 8
-#: A grasp must be narrower by this share, at a right angle, to be preferred to the short axis.
-GRASP_PREFERENCE = 0.25
+__all__ = [
+    "Item",
+    "ItemParams",
+    "describe_items",
+    "extract_items",
+    "label_image",
+    "normalize_angle",
+]
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,16 @@ class ItemParams:
         min_pick_area_px: smallest item to pick [px of the network's image].
         score_threshold: least score of an item to pick [0..1].
         uncertain_score: an item whose mean probability is below is flagged uncertain [0..1].
-        uncertain_margin: so is one whose class leads the next by less, as a share of votes.
+        uncertain_margin: so is one whose class leads the next by less, as a share of votes; it is
+            not for picking then.
         touching_px: items this near are flagged touching [px of the network's image].
         border_px: an item this near to the image's border is flagged truncated [px of the
             network's image]; 1 means that it must touch the border.
         max_items: only so many items, those of the highest scores, are kept.
         class_agnostic: labels only tell foreground (the binary head): all items get class 0.
         classes: label ids of the classes to keep, or None for all.
+        gripper: what is to grip them, its lengths in pixels of the camera's image. The default
+            takes any width and needs no room beside the item.
     """
 
     pixel_threshold: float = 0.0
@@ -61,6 +69,7 @@ class ItemParams:
     max_items: int = 200
     class_agnostic: bool = False
     classes: frozenset[int] | None = None
+    gripper: Gripper = field(default_factory=Gripper)
 
     def __post_init__(self) -> None:
         for name in (
@@ -98,9 +107,12 @@ class Item:
         center: centroid of its mask.
         angle: direction of its long axis.
         length, width: sides of the smallest rectangle around it, length >= width.
-        grasp_center: the middle between the jaws.
+        grasp_kind: "jaws" or "suction".
+        grasp_center: the middle between the jaws, or of the cup.
         grasp_angle: direction in which the jaws close.
-        grasp_width: distance between the jaws where they touch it.
+        grasp_width: distance between the jaws where they touch it; for suction the diameter of the
+            largest circle around the centre without edges and holes.
+        grasp_quality: 0..1, see ``Grasp``.
         touching, truncated, uncertain: flags, see ``ItemParams``.
         pickable: whether a picker may try it.
         reason: why not, or "".
@@ -116,9 +128,11 @@ class Item:
     angle: float
     length: float
     width: float
+    grasp_kind: str
     grasp_center: tuple[float, float]
     grasp_angle: float
     grasp_width: float
+    grasp_quality: float
     touching: bool
     truncated: bool
     uncertain: bool
@@ -168,8 +182,10 @@ def extract_items(
     if dropped:
         table = np.ones(len(items) + 1, np.uint16)
         table[[0, *dropped]] = 0
-        instances = (np.cumsum(table, dtype=np.uint16) * table)[instances]
-        items = describe_items(instances, prediction.labels, prediction.scores, image_size, params)
+        table *= np.cumsum(table, dtype=np.uint16)
+        instances = table[instances]
+        # What is not reported lies on the belt all the same, in the way of the jaws.
+        items = tuple(replace(item, id=int(table[item.id])) for item in items if table[item.id])
     return instances, items
 
 
@@ -237,8 +253,28 @@ def describe_items(
     boxes = _boxes(identity, row, column, count)
     touching = _touching(instances, inside, params.touching_px, count)
 
+    present = np.flatnonzero(area)
+    shapes = []
+    for index in present:
+        x0, y0, x1, y1 = (int(v) for v in boxes[index])
+        own = instances[y0 : y1 + 1, x0 : x1 + 1] == index
+        outline = _outline(own, (x0, y0), scale)
+        center = (np.array([center_x[index], center_y[index]]) + 0.5) * scale - 0.5
+        # Jaws do not reach into holes.
+        holes = _holes(own, (x0, y0), scale) if params.gripper.kind == "suction" else []
+        place = (float(center[0]), float(center[1]))
+        shapes.append((outline, place, _oriented_box(outline), holes))
+    grasps = find_grasps(
+        [outline for outline, _, _, _ in shapes],
+        params.gripper,
+        centers=[center for _, center, _, _ in shapes],
+        angles=[angle for _, _, (angle, _, _), _ in shapes],
+        holes=[holes for _, _, _, holes in shapes],
+        tolerance=float(scale.mean()),
+    )
+
     items = []
-    for index in np.flatnonzero(area):
+    for index, shape, grasp in zip(present, shapes, grasps, strict=True):
         named = votes[index].copy()
         named[0] = 0.0
         total = float(named.sum())
@@ -253,35 +289,28 @@ def describe_items(
         score = probability * share
 
         x0, y0, x1, y1 = (int(v) for v in boxes[index])
-        outline = _outline(instances[y0 : y1 + 1, x0 : x1 + 1] == index, (x0, y0), scale)
-        center = np.array([center_x[index], center_y[index]])
-        center = (center + 0.5) * scale - 0.5
-        angle, length, breadth = _oriented_box(outline)
-        inner = center
-        if cv2.pointPolygonTest(outline, (float(center[0]), float(center[1])), False) <= 0:
-            mask = instances[y0 : y1 + 1, x0 : x1 + 1] == index
-            inner = _inner_point(mask, (x0, y0), scale, center)
-        grasp_center, grasp_angle, grasp_width = _grasp(outline, inner, angle)
-
         truncated = (
             x0 < params.border_px
             or y0 < params.border_px
             or x1 >= width - params.border_px
             or y1 >= height - params.border_px
         )
-        uncertain = probability < params.uncertain_score or share - second < params.uncertain_margin
+        unsure = share - second < params.uncertain_margin
         if truncated:
             reason = "truncated by the image border"
         elif area[index] < params.min_pick_area_px:
             reason = f"too small: {area[index]} px below {params.min_pick_area_px}"
         elif score < params.score_threshold:
             reason = f"score {score:.2f} below {params.score_threshold:.2f}"
+        elif unsure:
+            reason = f"unsure of class: {share:.2f} of the votes, {second:.2f} for another"
         else:
-            reason = ""
+            reason = grasp.reason
         left, top = math.floor(x0 * scale[0]), math.floor(y0 * scale[1])
         right = min(math.ceil((x1 + 1) * scale[0]), image_size[0])
         bottom = min(math.ceil((y1 + 1) * scale[1]), image_size[1])
         limit = np.array(image_size, np.float32) - 1
+        outline, center_xy, (angle, length, breadth), _ = shape
         items.append(
             Item(
                 id=int(index),
@@ -290,27 +319,23 @@ def describe_items(
                 area=float(area[index] * scale[0] * scale[1]),
                 roi=(left, top, right - left, bottom - top),
                 outline=np.clip(outline, 0, limit),
-                center=(float(center[0]), float(center[1])),
+                center=center_xy,
                 angle=angle,
                 length=length,
                 width=breadth,
-                grasp_center=grasp_center,
-                grasp_angle=grasp_angle,
-                grasp_width=grasp_width,
+                grasp_kind=grasp.kind,
+                grasp_center=grasp.center,
+                grasp_angle=grasp.angle,
+                grasp_width=grasp.width,
+                grasp_quality=grasp.quality,
                 touching=bool(touching[index]),
                 truncated=truncated,
-                uncertain=uncertain,
+                uncertain=unsure or probability < params.uncertain_score,
                 pickable=not reason,
                 reason=reason,
             )
         )
     return tuple(items)
-
-
-def normalize_angle(angle: float) -> float:
-    """The same undirected axis with an angle in (-pi/2, pi/2]."""
-    angle = math.remainder(angle, math.pi)
-    return angle + math.pi if angle <= -math.pi / 2 else angle
 
 
 def _boxes(
@@ -368,6 +393,22 @@ def _outline(
     return np.ascontiguousarray(points[::-1].astype(np.float32))
 
 
+def _holes(
+    mask: NDArray[np.bool_], corner: tuple[int, int], scale: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """The edges of the holes, in camera pixels."""
+    other = np.pad(~mask, 1, constant_values=True).view(np.uint8)
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(other, connectivity=4)
+    holes = []
+    for region in range(2, count):  # 1 is what lies around the item, as its corner comes first
+        x, y, width, height = stats[region, :4]
+        hole = regions[y : y + height, x : x + width] == region
+        holes.append(
+            _outline(hole, (int(x) + corner[0] - 1, int(y) + corner[1] - 1), scale).astype(float)
+        )
+    return holes
+
+
 def _oriented_box(outline: NDArray[np.float32]) -> tuple[float, float, float]:
     """Angle of the long axis, length and width of the smallest rectangle around the outline."""
     _, (first, second), degrees = cv2.minAreaRect(outline)
@@ -375,49 +416,3 @@ def _oriented_box(outline: NDArray[np.float32]) -> tuple[float, float, float]:
     if first < second:
         first, second, angle = second, first, angle + math.pi / 2
     return normalize_angle(angle), float(first), float(second)
-
-
-def _inner_point(
-    mask: NDArray[np.bool_],
-    corner: tuple[int, int],
-    scale: NDArray[np.float64],
-    center: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """A place well inside the mask and near its centroid, which lies outside (an L, a C)."""
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    rows, columns = np.nonzero(mask)
-    places = (np.stack([columns, rows], axis=1) + np.array(corner) + 0.5) * scale - 0.5
-    away = np.hypot(*(places - center).T) / scale.mean()
-    return places[int((depth[rows, columns] - 0.25 * away).argmax())]
-
-
-def _grasp(
-    outline: NDArray[np.float32], point: NDArray[np.float64], angle: float
-) -> tuple[tuple[float, float], float, float]:
-    """The best grasp of a parallel jaw: its middle, closing direction and opening.
-
-    Chords through the point are measured across the outline in a fan of directions around the
-    short axis; the narrowest wins, longer ones being forgiven towards the short axis.
-    """
-    turn = np.arange(GRASP_DIRECTIONS) * (math.pi / GRASP_DIRECTIONS)
-    direction = angle + math.pi / 2 + turn
-    ux, uy = np.cos(direction)[:, None], np.sin(direction)[:, None]
-    x, y = (outline.astype(np.float64) - point).T
-    across = ux * y - uy * x  # signed distance from the chord's line
-    along = ux * x + uy * y
-    following = np.arange(1, len(x) + 1) % len(x)
-    next_across, next_along = across[:, following], along[:, following]
-    crosses = (across > 0) != (next_across > 0)
-    step = np.where(crosses, across - next_across, 1.0)
-    place = along + (next_along - along) * (across / step)
-    ahead = np.where(crosses & (place >= 0), place, np.inf).min(axis=1)
-    behind = np.where(crosses & (place < 0), place, -np.inf).max(axis=1)
-    chord = ahead - behind
-    cost = chord * (1.0 + GRASP_PREFERENCE * np.abs(np.sin(turn)))
-    best = int(np.where(np.isfinite(chord), cost, np.inf).argmin())
-    if not np.isfinite(chord[best]):
-        # The point lies on the very edge of a sliver: no chord goes through it.
-        return (float(point[0]), float(point[1])), normalize_angle(float(direction[0])), 0.0
-    middle = 0.5 * (ahead[best] + behind[best])
-    center = (float(point[0] + middle * ux[best, 0]), float(point[1] + middle * uy[best, 0]))
-    return center, normalize_angle(float(direction[best])), float(chord[best])
