@@ -311,9 +311,11 @@ def follow(
             )
         # Where things were at the moment that the stamp says.
         here = {
-            number: recording.places[number] + [speed * stamp, 0.0]
+            number: recording.places[number] + np.array([speed * stamp, 0.0])
+            if number in recording.places
+            else seen.position + np.array([speed * late, 0.0])
             for number, seen in picture.truth.items()
-            if number in recording.places and not seen.truncated and seen.visible > 0.5
+            if not seen.truncated and seen.visible > 0.5
         }
         at = {track.id: track.position for track in tracks if track.source >= 0 and track.whole}
         pairs = {
@@ -354,6 +356,8 @@ def follow(
             continue
         number = votes[track].most_common(1)[0][0]
         per_item[number] += 1
+        if number not in recording.places:  # never seen whole
+            continue
         true = (places[arm] - float(recording.places[number][0])) / speed
         times.append(1e3 * abs(pick_time - true))
         leads.append(true - announced)
@@ -363,7 +367,7 @@ def follow(
         "items": len(counted),
         "tracks": len(votes),
         "switches": switches,
-        "switches_per_200_items": 200.0 * switches / max(1, len(recording.places)),
+        "switches_per_200_items": 200.0 * switches / max(1, len(recording.classes)),
         "position_error_mm": _spread(gaps),
         "pick_time_error_ms": _spread(times),
         "announced": len(given),

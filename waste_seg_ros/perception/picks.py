@@ -79,6 +79,9 @@ class SchedulerParams:
     Attributes:
         lead_s: an arm is told at least so long before the pick.
         horizon_s: and at most so long: later is known better.
+        good_sigma_s: with a pick time known less well than this an item waits to be known better
+            until ``lead_s`` and ``margin_s`` are left.
+        margin_s: at least the time between two updates.
         expiry_s: an order is void so long after its pick time.
         silence_s: an arm that is found dead has been so for so long.
         max_sigma_s: with a pick time known less well than this an item is not announced.
@@ -89,6 +92,8 @@ class SchedulerParams:
 
     lead_s: float = 0.4
     horizon_s: float = 2.0
+    good_sigma_s: float = 0.01
+    margin_s: float = 0.1
     expiry_s: float = 0.2
     silence_s: float = 1.0
     max_sigma_s: float = 0.05
@@ -97,15 +102,23 @@ class SchedulerParams:
     lane_margin_m: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("lead_s", "expiry_s", "silence_s", "max_hidden_s", "lane_margin_m"):
+        for name in (
+            "lead_s",
+            "margin_s",
+            "expiry_s",
+            "silence_s",
+            "max_hidden_s",
+            "lane_margin_m",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if not self.lead_s < self.horizon_s < math.inf:
             raise ValueError(
                 f"horizon_s is {self.horizon_s}; it must be more than lead_s, {self.lead_s}"
             )
-        if not self.max_sigma_s > 0:
-            raise ValueError(f"max_sigma_s is {self.max_sigma_s}; it must be positive")
+        for name in ("good_sigma_s", "max_sigma_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"min_score is {self.min_score}; it must lie in 0..1")
 
@@ -298,7 +311,10 @@ class Scheduler:
                 # Once an arm was dead for an item, only those behind it can know no better.
                 if given is not None and given.died and arm.x_m <= given.arm.x_m:
                     continue
-                if params.lead_s <= time_s - now_s <= params.horizon_s:
+                left = time_s - now_s
+                if sigma_s > params.good_sigma_s and left > params.lead_s + params.margin_s:
+                    continue
+                if params.lead_s <= left <= params.horizon_s:
                     options.setdefault(number, []).append((arm, time_s, sigma_s))
         return options
 

@@ -275,8 +275,12 @@ class SpeedEstimator:
         """Travel that a picture of this stamp ought to show, and its variance with the stamp's."""
         h = self._row(stamp_s)
         travel = self.travel + h[1] * self._k
-        variance = float(h @ self._p @ h) + (self.speed * self.stamp_sigma_s) ** 2
-        return float(travel), variance
+        return float(travel), float(h @ self._p @ h) + self.stamp_variance
+
+    @property
+    def stamp_variance(self) -> float:
+        """Of the travel, by the error of a stamp [m^2]."""
+        return (self.speed**2 + self.sigma**2) * self.stamp_sigma_s**2
 
     def correct(self, stamp_s: float, travel: float, variance: float) -> None:
         """Take in the travel [m] that a picture shows, with the variance [m^2] of the items."""
@@ -300,6 +304,11 @@ class SpeedEstimator:
         self.time_s, self.travel = stamp_s, travel
         self._p[0, :] = self._p[:, 0] = 0.0
         self._cusum, self._last_innovation = [0.0, 0.0], None
+
+    def anchor(self) -> None:
+        """Count the travel from the picture of this stamp, since nothing is known of before."""
+        self._p[0, :] = self._p[:, 0] = 0.0
+        self._p[0, 0] = self.stamp_variance
 
     def restart(self) -> None:
         """Time begins anew; what is known of the speed is now known less well."""
@@ -462,6 +471,8 @@ class Tracker:
         self._rows["source"] = -1
 
         seen = _without_doubles(seen)
+        if not len(self._rows):
+            self.belt.anchor()
         travel, spread = self.belt.expected(stamp_s)
         shift, common = self._shift(seen, travel, spread)
         match = self._assign(seen, travel + shift, common)
@@ -469,7 +480,7 @@ class Tracker:
         if jump is not None:
             travel += jump
             self.belt.rebase(stamp_s, travel)
-            spread = (self.belt.speed * self.belt.stamp_sigma_s) ** 2
+            spread = self.belt.stamp_variance
             shift, common = self._shift(seen, travel, spread)
             match = self._assign(seen, travel + shift, common)
         match, born, covered, odd = self._explain(seen, match, travel + shift, since)
@@ -814,6 +825,8 @@ class Tracker:
         if not len(d):
             return
         first = len(self._rows)
+        if not first:  # the travel counts from this picture
+            spread = 0.0
         self._rows = np.concatenate([self._rows, np.zeros(len(d), _ROW)])
         self._votes = np.concatenate([self._votes, np.zeros((len(d), self._votes.shape[1]))])
         row = np.arange(first, first + len(d))
@@ -856,7 +869,7 @@ class Tracker:
         if not len(rows):
             return ()
         travel, variance = self.belt.expected(stamp_s)
-        variance -= (self.belt.speed * self.belt.stamp_sigma_s) ** 2
+        variance -= self.belt.stamp_variance
         position = rows["place"] + [travel, 0.0]
         cov = rows["cov"].copy()
         cov[:, 0, 0] += max(variance, 0.0)
