@@ -8,14 +8,17 @@ import torch
 
 from waste_seg_ros.data.sample import IGNORE, OTHER
 from waste_seg_ros.train.losses import (
+    DistillSettings,
     LossSettings,
     binary_focal_loss,
     center_loss,
+    distill_loss,
     focal_loss,
     lovasz_gradient,
     lovasz_hinge,
     lovasz_softmax,
     offset_loss,
+    shrink_labels,
     total_loss,
 )
 from waste_seg_ros.train.targets import make_targets
@@ -225,3 +228,112 @@ def test_total_loss_of_perfect_outputs_is_near_zero_and_other_is_no_class():
     assert float(loss) < 1e-4, parts
     worse = {**outputs, "binary": torch.where(labels == OTHER, -30.0, binary[:, 0])[:, None]}
     assert float(total_loss(worse, batch, settings)[0]) > 0.1
+
+
+def test_cross_entropy_to_compare_is_plain():
+    batch = {k: torch.from_numpy(v)[None] for k, v in make_targets(*blocks()).items()}
+    labels = batch["labels"].long()
+    outputs = {"semantic": torch.randn(1, 5, 32, 48), "binary": torch.randn(1, 1, 32, 48)}
+    loss, parts = total_loss(outputs, batch, LossSettings(kind="cross-entropy"))
+    known = torch.where(labels == OTHER, IGNORE, labels)
+    pixels = torch.nn.functional.cross_entropy(outputs["semantic"], known, ignore_index=IGNORE)
+    seen = labels != IGNORE
+    items = torch.nn.functional.binary_cross_entropy_with_logits(
+        outputs["binary"][:, 0][seen], (labels[seen] != 0).float()
+    )
+    assert set(parts) == {"cross_entropy", "binary_cross_entropy"}
+    assert float(loss) == pytest.approx(float(pixels + 0.2 * items), rel=1e-5)
+
+
+def test_guides_are_taught_at_their_resolution():
+    batch = {k: torch.from_numpy(v)[None] for k, v in make_targets(*blocks()).items()}
+    labels = batch["labels"]
+    outputs = {
+        "semantic": torch.randn(1, 5, 32, 48),
+        "guide0": torch.randn(1, 5, 8, 12, requires_grad=True),
+        "guide1": torch.randn(1, 5, 4, 6),
+    }
+    settings = LossSettings(lovasz=0.0)
+    whole, parts = total_loss(outputs, batch, settings)
+    alone, _ = total_loss({"semantic": outputs["semantic"]}, batch, settings)
+    # The pixel in the middle of each cell; the unknown item is ignored there too.
+    small = labels[:, 2::4, 2::4].long()
+    small[small == OTHER] = IGNORE
+    expected = focal_loss(outputs["guide0"].detach(), small)
+    assert parts["guide0"] == pytest.approx(float(expected), rel=1e-5)
+    added = 0.4 * 2.0 * (parts["guide0"] + parts["guide1"])
+    assert float((whole - alone).detach()) == pytest.approx(added, rel=1e-4)
+    whole.backward()
+    assert float(outputs["guide0"].grad.abs().sum()) > 0
+
+
+def test_labels_shrink_to_the_nearest():
+    labels = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
+    assert shrink_labels(labels, (2, 4)).tolist() == [[[17, 19, 21, 23], [49, 51, 53, 55]]]
+
+
+def teaching(seed):
+    torch.manual_seed(seed)
+    return {
+        "semantic": torch.randn(2, 3, 16, 24),
+        "binary": torch.randn(2, 1, 16, 24),
+        "centers": torch.randn(2, 1, 4, 6),
+        "offsets": torch.randn(2, 2, 4, 6) * 30,
+        "deep": torch.randn(2, 8 + seed, 2, 3),
+    }
+
+
+def test_nothing_is_left_to_learn_from_oneself():
+    outputs = teaching(0)
+    # Cosines do not see the scale of features.
+    teacher = {**outputs, "deep": 3 * outputs["deep"]}
+    loss, parts = distill_loss(outputs, teacher, DistillSettings())
+    assert float(loss) == pytest.approx(0, abs=1e-6)
+    assert set(parts) == {
+        "distill_semantic",
+        "distill_binary",
+        "distill_features",
+        "distill_centers",
+        "distill_offsets",
+    }
+    assert set(distill_loss(outputs, {"binary": teacher["binary"]}, DistillSettings())[1]) == {
+        "distill_binary"
+    }
+
+
+def test_distillation_by_hand():
+    student, teacher = teaching(0), teaching(1)
+    settings = DistillSettings(temperature=4.0, stride=1)
+    _, parts = distill_loss(student, teacher, settings)
+    p, q = (side["semantic"].div(4).softmax(1) for side in (teacher, student))
+    expected = 16 * (p * (p / q).log()).sum(1).mean()
+    assert parts["distill_semantic"] == pytest.approx(float(expected), rel=1e-4)
+    p, q = (side["binary"].div(4).sigmoid() for side in (teacher, student))
+    expected = 16 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    assert parts["distill_binary"] == pytest.approx(float(expected), rel=1e-4)
+    item = teacher["binary"][:, :, 2::4, 2::4] > 0
+    off = (student["offsets"] - teacher["offsets"]).abs().sum(1, keepdim=True)[item].mean() / 32
+    assert parts["distill_offsets"] == pytest.approx(float(off), rel=1e-4)
+    heat = teacher["centers"].sigmoid()
+    off = (student["centers"].sigmoid() - heat).square().sum() / heat.sum()
+    assert parts["distill_centers"] == pytest.approx(float(off), rel=1e-4)
+
+
+def test_similarities_are_of_pairs_of_places():
+    # Two places of 2x2 cells each: alike for the teacher, at right angles for the student.
+    student, teacher = torch.zeros(1, 2, 2, 4), torch.ones(1, 5, 2, 4)
+    student[:, 0, :, :2], student[:, 1, :, 2:] = 7.0, 2.0
+    _, parts = distill_loss({"deep": student}, {"deep": teacher}, DistillSettings())
+    assert parts["distill_features"] == pytest.approx(0.5)
+
+
+def test_classes_unknown_to_the_teacher_are_left_out():
+    student, teacher = teaching(0)["semantic"].requires_grad_(), teaching(1)["semantic"]
+    teacher[:, 1] = -torch.inf
+    loss, _ = distill_loss(
+        {"semantic": student}, {"semantic": teacher}, DistillSettings(stride=1, temperature=1.0)
+    )
+    p, q = (side[:, [0, 2]].softmax(1) for side in (teacher, student))
+    assert float(loss.detach()) == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-4)
+    loss.backward()
+    assert float(student.grad[:, 1].abs().max()) == 0

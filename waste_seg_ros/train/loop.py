@@ -26,6 +26,7 @@ import json
 import math
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import deque
@@ -61,7 +62,7 @@ from waste_seg_ros.train.losses import (
     distill_loss,
     total_loss,
 )
-from waste_seg_ros.train.memory import fits, is_out_of_memory, limited_memory
+from waste_seg_ros.train.memory import is_out_of_memory, limited_memory, release
 from waste_seg_ros.train.start import (
     FROZEN,
     Teacher,
@@ -292,10 +293,6 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not found:
         raise TrainingError("device cuda: this torch finds no GPU; take --device cpu")
     return torch.device("cuda" if found and name != "cpu" else "cpu")
-
-
-def _move(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
 
 def schedule_factor(kind: str, fraction: float, warmup: float) -> float:
@@ -642,6 +639,99 @@ def _panel(
 
 
 # --------------------------------------------------------------------------------------------------
+# A step
+
+
+class NotFinite(ArithmeticError):
+    """A loss or the gradient is no number.
+
+    Attributes:
+        losses: by name.
+    """
+
+    def __init__(self, losses: Mapping[str, float]) -> None:
+        super().__init__(f"not finite: {losses}")
+        self.losses = losses
+
+
+class Learner:
+    """A network and what it takes for it to learn from a batch.
+
+    Attributes:
+        optimizer: of the network's weights.
+        class_weights: factor on the loss by label, (C+1,), or None.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: SegmentationModel, teacher: Teacher | None = None
+    ) -> None:
+        self.model = model
+        self.optimizer = make_optimizer(model, config)
+        self.class_weights: Tensor | None = None
+        if teacher is None and config.teacher:
+            teacher = open_teacher(config.teacher, config.classes)
+        self._teacher = teacher
+        self._deep = watch_deep(model) if teacher else {}
+        self._forward: Any = torch.compile(model, dynamic=True) if config.compile else model
+        self._device = next(model.parameters()).device
+        self._config = config
+        self._losses = LossSettings(kind=config.loss, gamma=config.gamma, guides=config.guides)
+
+    def learn(self, batch: Mapping[str, Tensor], rate: float) -> dict[str, float]:
+        """Takes a step of learning rate ``rate``; returns the losses.
+
+        Raises NotFinite, with the weights as they were.
+        """
+        config, device = self._config, self._device
+        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        image = normalise(batch["image"])
+        wanted: Mapping[str, Tensor] = {}
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            outputs = self._forward(image)
+            if self._teacher:
+                with torch.no_grad():
+                    wanted = self._teacher(image)
+        loss, parts = total_loss(outputs, batch, self._losses, self.class_weights)
+        if self._teacher:
+            more, learned = distill_loss({**outputs, **self._deep}, wanted, DistillSettings())
+            loss, parts = loss + config.distill * more, {**parts, **learned}
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        losses = {"total": float(loss.detach()), **parts}
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
+        if not (math.isfinite(losses["total"]) and math.isfinite(float(norm))):
+            raise NotFinite(losses)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return losses
+
+
+def try_batch(run: Path, count: int, size: tuple[int, int]) -> None:
+    """Learns from a made-up batch of ``count`` images of ``size``, with the settings of ``run``.
+
+    Raises what torch raises if memory does not suffice, or crashes: it is for a process of its own.
+    """
+    config = read_config(run / "config.yaml", TrainConfig())
+    torch.set_num_threads(config.threads or 1)
+    device = choose_device(config.device)
+    model = build_model(config.architecture, config.heads, config.classes, config.width, True)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    width, height = size
+    rng = np.random.default_rng(0)
+    sample = Sample(
+        rng.integers(0, 256, (height, width, 3), np.uint8),
+        rng.integers(0, len(config.classes) + 1, (height, width), np.uint8),
+        np.zeros((height, width), np.uint16),
+    )
+    with limited_memory():
+        batch = _collate([sample] * count)
+        learner = Learner(replace(config, compile=False), model.train())
+        for _ in range(2):
+            learner.learn(batch, 1e-9)
+
+
+# --------------------------------------------------------------------------------------------------
 # The run
 
 
@@ -762,14 +852,11 @@ def train(
     scale_dropout(model, config.dropout)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     judge = copy.deepcopy(model).eval()
-    if teacher is None and config.teacher:
-        teacher = open_teacher(config.teacher, config.classes)
-    deep = watch_deep(model) if teacher else {}
-    optimizer = make_optimizer(model, config)
+    learner = Learner(config, model, teacher)
     average = Average(model, config.ema)
     step, elapsed = 0, 0.0
     if resume:
-        state = load_checkpoint(checkpoints[-1], model, average, optimizer)
+        state = load_checkpoint(checkpoints[-1], model, average, learner.optimizer)
         step, elapsed = int(state["step"]), float(state["elapsed"])
         weights = np.asarray(state["class_weights"], np.float32)
     else:
@@ -784,9 +871,7 @@ def train(
         )
     held_out = _held_out(config, parse_size(config.sizes[0], _stride(config)), quiet)
 
-    settings = LossSettings(kind=config.loss, gamma=config.gamma, guides=config.guides)
-    factors = torch.from_numpy(weights).to(device)
-    forward: nn.Module = torch.compile(model, dynamic=True) if config.compile else model  # type: ignore[assignment]
+    learner.class_weights = torch.from_numpy(weights).to(device)
     history: deque[dict[str, float]] = deque(maxlen=config.log_steps)
     figures: dict[str, float] = {}
     started = time.monotonic() - elapsed
@@ -808,34 +893,13 @@ def train(
         bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}<{remaining} {postfix}",
     )
 
-    def learn(batch: Mapping[str, Tensor]) -> dict[str, float]:
-        """Takes a step; returns the losses. Raises TrainingError if one is no number."""
-        batch = _move(batch, device)
-        image = normalise(batch["image"])
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            outputs = forward(image)
-            wanted = _ask(teacher, image) if teacher else {}
-        loss, parts = total_loss(outputs, batch, settings, factors)
-        if teacher:
-            more, learned = distill_loss({**outputs, **deep}, wanted, DistillSettings())
-            loss, parts = loss + config.distill * more, {**parts, **learned}
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        losses = {"total": float(loss.detach()), **parts}
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip, foreach=True)
-        if not (math.isfinite(losses["total"]) and math.isfinite(float(norm))):
-            raise TrainingError(_nan_report(run, config, step, losses))
-        optimizer.step()
-        history.append(losses)
-        return losses
-
     def save() -> None:
         save_checkpoint(
             run,
             step,
             model,
             average,
-            optimizer,
+            learner.optimizer,
             {
                 "elapsed": time.monotonic() - started,
                 "class_weights": [float(w) for w in weights],
@@ -863,12 +927,19 @@ def train(
             if finished or stop.signal or (until_step and step >= until_step):
                 break
             rate = config.lr * schedule_factor(config.schedule, fraction, config.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             batch = _next(loader)
             waited += time.monotonic() - now
-            if not fits(lambda batch=batch: learn(batch)):  # type: ignore[misc]
-                raise TrainingError(_memory_report(run, batch, learn))
+            try:
+                losses = learner.learn(batch, rate)
+            except NotFinite as error:
+                raise TrainingError(_nan_report(run, config, step, error.losses)) from None
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                losses = None  # no more in here: the error's traceback holds on to the tensors
+            if losses is None:
+                raise TrainingError(_memory_report(run, batch["image"].shape, quiet))
+            history.append(losses)
             step += 1
             average.update(model, step)
             window_images += len(batch["image"])
@@ -948,11 +1019,6 @@ def _make_model(config: TrainConfig, fresh: bool, quiet: bool) -> SegmentationMo
     return model
 
 
-@torch.no_grad()
-def _ask(teacher: Teacher, image: Tensor) -> Mapping[str, Tensor]:
-    return teacher(image)
-
-
 def _measure_classes(config: TrainConfig, quiet: bool) -> NDArray[np.float32]:
     """Loss factors of the labels from the shares in 64 samples."""
     count = len(config.classes) + 1
@@ -1009,22 +1075,27 @@ def _nan_report(run: Path, config: TrainConfig, number: int, losses: Mapping[str
     )
 
 
-def _memory_report(
-    run: Path, batch: Mapping[str, Tensor], learn: Callable[[dict[str, Tensor]], object]
-) -> str:
-    """What to say when ``batch`` was too large to learn from; tries its first halves."""
-    whole, height, width = batch["image"].shape[:3]
-    size = f"{width}x{height}"
+def _memory_report(run: Path, shape: Sequence[int], quiet: bool) -> str:
+    """What to say when a batch (N, H, W, 3) was too large to learn from: which would not be.
+
+    The halves of it are tried in processes of their own, as torch may crash without memory.
+    """
+    release()
+    whole, height, width = shape[:3]
+    tried = "import sys; from pathlib import Path; from waste_seg_ros.train.loop import try_batch; "
+    tried += "try_batch(Path(sys.argv[1]), int(sys.argv[2]), (int(sys.argv[3]), int(sys.argv[4])))"
     count = whole // 2
+    if not quiet:
+        print("out of memory; looking for a batch that fits ...", file=sys.stderr)
     while count >= 2:
-        part = {key: value[:count] for key, value in batch.items()}
-        if fits(lambda part=part: learn(part)):  # type: ignore[misc]
+        words = [sys.executable, "-c", tried, str(run), str(count), str(width), str(height)]
+        if subprocess.run(words, capture_output=True).returncode == 0:
             advice = f"{count} does: --batch {count}"
             break
         count //= 2
     else:
         advice = "nor do 2 images: choose smaller --sizes or a smaller --width"
-    return f"batch {whole} at {size} does not fit in memory; {advice}. {_last_good(run)}"
+    return f"batch {whole} at {width}x{height} does not fit in memory; {advice}. {_last_good(run)}"
 
 
 def _last_good(run: Path) -> str:

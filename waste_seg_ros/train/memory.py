@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 SHARE = 0.9
 """Of the memory that is free at the start, what a run may come to use."""
 
+# torch has several ways to say it on a CPU; the last three are of its convolutions.
 _MESSAGES = (
     "can't allocate memory",
     "not enough memory",
@@ -25,30 +27,10 @@ _MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; torch has several ways to on a CPU."""
+    """Whether an error says that memory ran out."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(m in str(error) for m in _MESSAGES)
     )
-
-
-def fits(work: Callable[[], object]) -> bool:
-    """Does ``work``; whether memory was enough. Raises its other errors.
-
-    What it had allocated is free again after.
-    """
-    enough = True
-    try:
-        work()
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        # Not told from in here: the error's traceback holds on to the tensors.
-        enough = False
-    if not enough:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return enough
 
 
 @contextlib.contextmanager
@@ -67,6 +49,13 @@ def limited_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (old, hard))
+
+
+def release() -> None:
+    """Gives memory that is free but held on to back to the machine, where the C library can."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _table(path: Path) -> dict[str, int]:
