@@ -30,6 +30,14 @@ SIZE = (96, 72)
 SMALL = TransferConfig(images=(3,), held_out=3, steps=2, batch=2, size=(64, 48), repeats=2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # maps this small are no work to share; on busy cores threads wait
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     torch.manual_seed(0)
