@@ -156,10 +156,11 @@ def record(
     find: Callable[[NDArray[np.uint8]], tuple[Item, ...]] | None = None,
     names: Sequence[str] = CLASSES,
     *,
+    beyond: float = 0.0,
     pixel_sigma: float = _PIXEL_SIGMA,
     progress: bool = False,
 ) -> Recording:
-    """Render a line until so many items have been seen whole.
+    """Render a line until so many items have been seen whole and are gone.
 
     Args:
         line: the belt, of a speed above 0.
@@ -167,6 +168,7 @@ def record(
         count: items.
         find: from an image (H, W, 3) to its items; None takes the truth for what is found.
         names: of the classes of what is found.
+        beyond: go on until they are so far behind the view [m].
         pixel_sigma: standard deviation of an outline's place [px].
         progress: show a bar.
 
@@ -189,6 +191,7 @@ def record(
     # An empty belt would be gone on with for ever.
     most = math.ceil(rate * (4.0 * (count + 20) / max(line.density, 0.5) + 3.0) / line.speed)
     done: set[int] = set()
+    end = math.inf
     with tqdm(total=count, disable=not progress, unit="item", leave=False) as bar:
         for number in range(most):
             # The name of a frame gives its time to the microsecond.
@@ -222,6 +225,8 @@ def record(
             done |= gone
             bar.update(len(gone))
             if len(done) >= count:
+                end = min(end, at + beyond / line.speed)
+            if at >= end:
                 break
     places = {
         number: np.median(np.array(seen), axis=0)
@@ -340,11 +345,11 @@ def follow(
 
     end = recording.pictures[-1].time_s
     first = min(places.values())
-    # Those that came to the first arm while pictures were taken, and were not there at the start.
+    # Those that came to the first arm while pictures were taken, but for the first of all.
     counted = {
         number
         for number, place in recording.places.items()
-        if (first - place[0]) / speed <= end and place[0] < recording.view[1]
+        if (first - place[0]) / speed <= end and place[0] < sum(recording.view[:2]) / 2
     }
     times: list[float] = []
     leads: list[float] = []
@@ -539,7 +544,10 @@ def run(args: argparse.Namespace) -> int:
     except (ArmsError, BackendError, BundleError, ValueError) as error:
         print(f"waste-seg track: {error}", file=sys.stderr)
         return 1
-    recording = record(line, args.rate, args.items, find, names, progress=sys.stderr.isatty())
+    beyond = max(0.0, max(arm.x_m for arm in arms) - 0.4 * args.view)
+    recording = record(
+        line, args.rate, args.items, find, names, beyond=beyond, progress=sys.stderr.isatty()
+    )
     print(
         f"{len(recording.pictures)} pictures, {len(recording.places)} items, "
         f"{args.speed:g} m/s, {1e3 * line.meters_per_pixel:.1f} mm/px, "

@@ -212,7 +212,7 @@ class SpeedEstimator:
         self._k = self._params.speed
         self._p = np.diag([0.0, self._params.speed_sigma**2])
         self._cusum = [0.0, 0.0]
-        self._last_innovation: float | None = None
+        self._innovations: tuple[float, ...] = ()
 
     @property
     def speed(self) -> float:
@@ -300,10 +300,15 @@ class SpeedEstimator:
         self._p = 0.5 * (self._p + self._p.T)
 
     def rebase(self, stamp_s: float, travel: float) -> None:
-        """Clocks were set: the belt has gone ``travel`` at this stamp, whatever was foretold."""
+        """The belt has gone ``travel`` at this stamp, whatever was foretold.
+
+        A clock was set, or the belt was jerked; in case of the latter its speed is found anew.
+        """
         self.time_s, self.travel = stamp_s, travel
         self._p[0, :] = self._p[:, 0] = 0.0
-        self._cusum, self._last_innovation = [0.0, 0.0], None
+        if not self._encoder:
+            self._p[1, 1] += max(0.3, 0.5 * abs(self.speed)) ** 2
+        self._cusum, self._innovations = [0.0, 0.0], ()
 
     def anchor(self) -> None:
         """Count the travel from the picture of this stamp, since nothing is known of before."""
@@ -316,7 +321,7 @@ class SpeedEstimator:
         self._p = np.diag([0.0, float(self._p[1, 1])])
         if not self._encoder:
             self._p[1, 1] += (0.2 * self.speed) ** 2 + 0.01**2
-        self._cusum, self._last_innovation = [0.0, 0.0], None
+        self._cusum, self._innovations = [0.0, 0.0], ()
 
     def _row(self, stamp_s: float) -> Array:
         """How the travel at a stamp follows from the state."""
@@ -333,11 +338,11 @@ class SpeedEstimator:
         return True
 
     def _learn_jitter(self, innovation: float, variance: float) -> None:
-        """Stamps that jitter make neighbouring innovations differ; a new speed does not."""
-        last, self._last_innovation = self._last_innovation, innovation
-        if last is None or abs(self.speed) < 0.02:
+        """Stamps that jitter make innovations zigzag; a new speed makes them a ramp."""
+        last, self._innovations = self._innovations, (*self._innovations[-1:], innovation)
+        if len(last) < 2 or abs(self.speed) < 0.02:
             return
-        square = (0.5 * (innovation - last) ** 2 - variance) / self.speed**2
+        square = ((innovation - 2 * last[1] + last[0]) ** 2 / 6 - variance) / self.speed**2
         now = self.stamp_sigma_s**2
         square = min(max(square, 0.0), 16.0 * now)
         now += (square - now) / 40.0
