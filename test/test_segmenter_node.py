@@ -561,6 +561,42 @@ def test_latency_and_memory_are_told(line, ros):
     assert "libtorch" not in Path(f"/proc/{line.process.process.pid}/maps").read_text()
 
 
+def test_the_gripper_of_the_parameters_is_in_metres(line):
+    line.start(belt_distance=2.0, max_opening=0.5)
+    line.calibrate()
+    # 48 by 20 px are 0.96 by 0.4 m; the second item stands 2 px, or 0.04 m, above the first.
+    scene = picture((40, 30, 48, 20, RED), (40, 8, 48, 20, BLUE))
+    line.see(scene, until=lambda a: [i.pickable for i in a.items] == [True, True])
+    assert line.set("jaw_thickness", 0.05).successful
+    array = line.see(scene, until=lambda a: not any(i.pickable for i in a.items))
+    reasons = {item.class_id: item.reason for item in array.items}
+    assert reasons == {
+        "paper": "blocked by neighbour at top",
+        "aluminum": "blocked by neighbour at bottom",
+    }
+    assert line.set("max_opening", 0.3).successful
+    line.see(
+        scene, until=lambda a: {i.reason for i in a.items} == {"too wide: 400 mm above 292 mm"}
+    )
+
+    assert line.set("gripper", "suction").successful
+    array = line.see(scene, until=lambda a: all(i.pickable for i in a.items) and len(a.items) == 2)
+    paper = next(item for item in array.items if item.class_id == "paper")
+    assert paper.grasp_width == pytest.approx(0.4, rel=0.05)
+    assert paper.grasp.position.x == pytest.approx((63.5 - CX) * 2.0 / FOCAL, abs=0.02)
+    assert line.set("cup_diameter", 0.5).successful
+    line.see(scene, until=lambda a: all("smaller than the cup" in i.reason for i in a.items))
+
+    for name, value, word in (
+        ("gripper", "tongs", "tongs"),
+        ("min_opening", 0.3, "max_opening"),
+        ("jaw_width", -0.1, "jaw_width"),
+        ("friction_angle", 2.0, "friction_angle"),
+    ):
+        answer = line.set(name, value)
+        assert not answer.successful and word in answer.reason, (name, answer.reason)
+
+
 def test_every_parameter_is_described_and_typed(line, ros):
     from rcl_interfaces.msg import ParameterType
     from rcl_interfaces.srv import DescribeParameters
@@ -600,5 +636,13 @@ class _Names:
     min_area: int
     max_items: int
     belt_distance: float
+    gripper: str
+    min_opening: float
+    max_opening: float
+    jaw_width: float
+    jaw_thickness: float
+    grasp_clearance: float
+    friction_angle: float
+    cup_diameter: float
     image_transport: str
     autostart: bool

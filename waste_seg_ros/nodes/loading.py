@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from waste_seg_ros.perception.grasp import Gripper
 from waste_seg_ros.perception.items import ItemParams
 from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.backends import (
@@ -66,12 +68,20 @@ class Settings:
     max_items: int
     classes: tuple[str, ...]
     belt_distance: float
+    gripper: str
+    min_opening: float
+    max_opening: float
+    jaw_width: float
+    jaw_thickness: float
+    grasp_clearance: float
+    friction_angle: float
+    cup_diameter: float
 
     def item_params(self, model: Model) -> ItemParams:
-        """As the perception wants them.
+        """As the perception wants them, but for the gripper, which is in metres.
 
         Raises:
-            ValueError: a class that the model does not know.
+            ValueError: a class that the model does not know, a gripper that cannot be.
         """
         wanted = [name for name in self.classes if name]
         unknown = [name for name in wanted if name not in model.classes]
@@ -89,6 +99,16 @@ class Settings:
             max_items=self.max_items,
             class_agnostic=model.head == "binary",
             classes=kept or None,
+            gripper=Gripper(
+                kind=self.gripper,
+                min_opening=self.min_opening,
+                max_opening=self.max_opening or math.inf,
+                jaw_width=self.jaw_width,
+                jaw_thickness=self.jaw_thickness,
+                clearance=self.grasp_clearance,
+                friction_angle=self.friction_angle,
+                cup_diameter=self.cup_diameter,
+            ),
         )
 
 

@@ -43,6 +43,11 @@ class BeltPlane:
         """Way on the belt (x, y) [m] that appears as so many columns and rows."""
         return du * self.distance / self.fx, dv * self.distance / self.fy
 
+    @property
+    def pixels_per_metre(self) -> float:
+        """On the belt, the mean of both axes."""
+        return math.sqrt(self.fx * self.fy) / self.distance
+
 
 def belt_plane(camera_info: Any, image_size: tuple[int, int], distance: float) -> BeltPlane:
     """Intrinsics of an image.

@@ -67,6 +67,7 @@ from waste_seg_ros.nodes.loading import (
 )
 from waste_seg_ros.nodes.messages import belt_plane, is_calibrated, item_message, markers
 from waste_seg_ros.perception.draw import draw_overlay
+from waste_seg_ros.perception.grasp import GRIPPERS, Gripper
 from waste_seg_ros.perception.items import Item, ItemParams, extract_items, label_image
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
 from waste_seg_ros.runtime import HEADS, KINDS
@@ -253,6 +254,7 @@ class Segmenter(LifecycleNode):
             low=0.01,
             high=100.0,
         )
+        self._declare_gripper()
         declare(
             self,
             "image_transport",
@@ -266,6 +268,31 @@ class Segmenter(LifecycleNode):
             True,
             "Configure and activate without being told by a lifecycle manager.",
             read_only=True,
+        )
+
+    def _declare_gripper(self) -> None:
+        gripper = Gripper()
+        declare(self, "gripper", gripper.kind, f"What grips the items: {' or '.join(GRIPPERS)}.")
+        for name, default, text in (
+            ("min_opening", 0.0, "Narrowest that the jaws can hold [m]."),
+            ("max_opening", 0.0, "How far the jaws open [m]; 0: as far as it takes."),
+            ("jaw_width", 0.02, "Width of a jaw, across the direction in which it closes [m]."),
+            ("jaw_thickness", 0.01, "Thickness of a jaw, along that direction [m]."),
+            (
+                "grasp_clearance",
+                0.004,
+                "Left free around a jaw that comes down, and around the suction cup [m].",
+            ),
+            ("cup_diameter", 0.03, "Diameter of the suction cup [m]."),
+        ):
+            declare(self, name, default, text, low=0.0, high=10.0)
+        declare(
+            self,
+            "friction_angle",
+            gripper.friction_angle,
+            "By how much a side may be off square to the jaws [rad]: atan of the friction.",
+            low=0.01,
+            high=1.5,
         )
 
     def _values(self, names: Sequence[str], changes: dict[str, Any]) -> dict[str, Any]:
@@ -594,8 +621,11 @@ class Segmenter(LifecycleNode):
         prediction = as_head(model.backend.predict(tensor), model.head)
         inferred = time.perf_counter()
 
-        instances, items = extract_items(prediction, (width, height), params)
         plane = belt_plane(self._camera_info, (width, height), work.settings.belt_distance)
+        # The gripper of the parameters is in metres, that of the perception in pixels.
+        gripper = params.gripper.scaled(plane.pixels_per_metre)
+        params = dataclasses.replace(params, gripper=gripper)
+        instances, items = extract_items(prediction, (width, height), params)
         pixel_error = width / model.backend.input_size[0]
         entries = [
             item_message(item, message.header, model.classes, plane, pixel_error) for item in items

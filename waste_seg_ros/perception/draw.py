@@ -54,7 +54,8 @@ def draw_overlay(
     """Draw items over the image they were found in.
 
     Each item gets a translucent fill in the colour of its class, its outline, its class and
-    score, and the line along which the jaws close (dashed grey if it is not pickable).
+    score, and the line along which the jaws close, or the circle that is free for a suction cup
+    (dashed grey if it is not pickable).
 
     Args:
         image: (H, W, 3) uint8 RGB, the very image of the camera.
@@ -146,7 +147,9 @@ def _draw_grasp(canvas: NDArray[np.uint8], item: Item, bold: int) -> None:
     ends = [middle + sign * 0.5 * item.grasp_width * along for sign in (-1, 1)]
     jaw = 4.0 * bold * across
     lines = [(end - jaw, end + jaw) for end in ends]
-    if item.pickable:
+    if item.grasp_kind == "suction":
+        lines = _circle(middle, 0.5 * item.grasp_width, bold, item.pickable)
+    elif item.pickable:
         lines.append((ends[0], ends[1]))
     else:
         dashes = max(3, 2 * round(item.grasp_width / (16 * bold)) + 1)
@@ -155,6 +158,19 @@ def _draw_grasp(canvas: NDArray[np.uint8], item: Item, bold: int) -> None:
     segments = [np.round(np.array(line) * 2**_SHIFT).astype(np.int32) for line in lines]
     for shade, thickness in (((0, 0, 0), bold + 2), (color, bold)):
         cv2.polylines(canvas, segments, False, shade, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _circle(
+    middle: NDArray[np.float64], radius: float, bold: int, whole: bool
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Lines of a circle with a cross in its middle, dashed unless it is to be whole."""
+    count = max(16, 4 * round(radius / (4 * bold)))
+    turn = np.arange(count + 1) * (2 * math.pi / count)
+    rim = middle + radius * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    lines = [(rim[i], rim[i + 1]) for i in range(0, count, 1 if whole else 2)]
+    for arm in (np.array([4.0 * bold, 0.0]), np.array([0.0, 4.0 * bold])):
+        lines.append((middle - arm, middle + arm))
+    return lines
 
 
 def _draw_name(

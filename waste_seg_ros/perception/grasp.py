@@ -61,8 +61,8 @@ class Gripper:
         jaw_thickness: of a jaw, along that direction.
         clearance: left free on every side of a jaw when it comes down, and between the rim of the
             cup and the item's edge.
-        friction_angle: half the angle of the friction cone, atan of the coefficient; 20 degrees are
-            0.36, of hard plastic on clean rubber.
+        friction_angle: half the angle of the friction cone, atan of the coefficient; 0.35 are a
+            coefficient of 0.36, as of hard plastic on rubber that is not quite clean.
         cup_diameter: of the suction cup; 0 if it is not known.
         metre: how many of the plane's units are a metre, for what is said of a grasp; 0 if unknown.
     """
@@ -73,7 +73,7 @@ class Gripper:
     jaw_width: float = 0.0
     jaw_thickness: float = 0.0
     clearance: float = 0.0
-    friction_angle: float = math.radians(20.0)
+    friction_angle: float = 0.35
     cup_diameter: float = 0.0
     metre: float = 0.0
 
@@ -121,8 +121,9 @@ class Grasp:
             the largest circle around the centre that is free of edges and holes.
         quality: 0..1, and 0 where there is a reason. With jaws the product of four numbers, each 1
             at best: contacts square to the jaws (0 at the cone's edge), even contacts (0.5 on a
-            right-angled corner), short opening (0.5 at the limit), centre of mass in the middle
-            (0.5 half way to the item's farthest point). With suction that of room (0.5 where the
+            right-angled corner), short opening (0.5 at the limit, or where it is 1.5 times as long
+            as the item), centre of mass in the middle (0.5 where it is half way to the item's
+            farthest point). With suction that of room (0.5 where the
             cup just fits, 1 where twice the cup does) and of the centre of mass.
         reason: why it will not do, or "".
     """
@@ -433,10 +434,10 @@ def _jaws(
 ) -> Grasp:
     length = float(np.abs(_next(shape) - shape).sum())
     patch = min(max(gripper.jaw_width, SMOOTH_ERRORS * tolerance), SMOOTH_SHARE * length)
-    chords = _chords(shape, _directions(shape, across), patch or SMOOTH_SHARE * length)
+    chords = _chords(shape, _directions(shape, across), patch or 0.01 * length)
     width = chords.width
     tilt = np.arccos(np.clip(chords.worst, -1.0, 1.0))
-    limit = min(gripper.max_opening, 2.0 * float(np.abs(shape).max()))
+    limit = min(gripper.max_opening, 3.0 * float(np.abs(shape).max()))
     quality = (
         np.maximum(1.0 - (tilt / gripper.friction_angle) ** 2, 0.0)
         * chords.even**2
@@ -455,19 +456,7 @@ def _jaws(
     order = order[holds[order]]
     fits = order[~(wide | narrow)[order]]
     if len(fits) == 0:
-        if wide[order].all():
-            best = int(order[width[order].argmin()])
-        elif narrow[order].all():
-            best = int(order[width[order].argmax()])
-        else:
-            best = int(order[0])
-        if wide[best]:
-            most = gripper.max_opening - 2 * gripper.clearance
-            reason = f"too wide: {_told(width[best], gripper)} above {_told(most, gripper)}"
-        else:
-            least = gripper.min_opening
-            reason = f"too narrow: {_told(width[best], gripper)} below {_told(least, gripper)}"
-        return _as_grasp(chords, best, 0.0, reason)
+        return _beyond_limits(chords, order, gripper)
     if _reach(gripper) == 0 and len(walls) == 0:
         return _as_grasp(chords, int(fits[0]), float(quality[fits[0]]), "")
 
@@ -488,7 +477,24 @@ def _jaws(
             blocked = _blocked(chords.direction[best], other[:, index], wall[:, index], sides)
     if blocked:
         return _as_grasp(chords, best, 0.0, blocked)
+    if len(fits) < len(order):  # a notch or a tip is of the right width, but no place to hold it by
+        return _beyond_limits(chords, order[(wide | narrow)[order]], gripper)
     return _as_grasp(chords, int(fits[0]), 0.0, "no room for the jaws beside its own limbs")
+
+
+def _beyond_limits(chords: _Chords, order: NDArray[np.intp], gripper: Gripper) -> Grasp:
+    """Of chords that are all too wide or too narrow, best first, what comes nearest to the best."""
+    width = chords.width
+    wide = width[order] + 2 * gripper.clearance > gripper.max_opening
+    if wide[0]:
+        best = int(order[wide][width[order[wide]].argmin()])
+        most = gripper.max_opening - 2 * gripper.clearance
+        reason = f"too wide: {_told(width[best], gripper)} above {_told(most, gripper)}"
+    else:
+        best = int(order[~wide][width[order[~wide]].argmax()])
+        least = gripper.min_opening
+        reason = f"too narrow: {_told(width[best], gripper)} below {_told(least, gripper)}"
+    return _as_grasp(chords, best, 0.0, reason)
 
 
 def _as_grasp(chords: _Chords, index: int, quality: float, reason: str) -> Grasp:
@@ -630,12 +636,12 @@ def _suction(
     grasp = Grasp(
         "suction", (float(best.real), float(best.imag)), across, 2 * max(room, 0.0), 0.0, ""
     )
+    beyond = any(x * best.real + y * best.imag + need > distance for x, y, distance in walls)
+    if beyond and (room >= need or not _suction(shape, holes, gripper, across, walls[:0]).reason):
+        return replace(grasp, reason="blocked by guide")
     if room < need or room <= 0:
         told = f"{_told(2 * max(room, 0.0), gripper)} below {_told(2 * need, gripper)}"
         return replace(grasp, reason=f"smaller than the cup: {told}")
-    for x, y, distance in walls:
-        if x * best.real + y * best.imag + need > distance:
-            return replace(grasp, reason="blocked by guide")
     fit = min(0.5 * room / need, 1.0) if need else 1.0
     return replace(grasp, quality=float(fit * _central(abs(best), shape)))
 
