@@ -58,10 +58,12 @@ def _one_thread():
 @functools.cache
 def rays(up):
     """Directions of all pixels of the camera, of `up` by `up` parts each."""
-    size = (SIZE[0] * up, SIZE[1] * up)
-    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
-    seen = directions(CAMERA.scaled(size), np.stack([x, y], -1).reshape(-1, 2))
-    return np.column_stack([seen, np.ones(len(seen))]).reshape(size[1], size[0], 3)
+    # Every other pixel, and evenly between.
+    few = CAMERA.scaled((SIZE[0] // 2, SIZE[1] // 2))
+    x, y = np.meshgrid(np.arange(few.size[0]), np.arange(few.size[1]))
+    seen = directions(few, np.stack([x, y], -1).reshape(-1, 2)).reshape(*x.shape, 2)
+    seen = cv2.resize(seen, (SIZE[0] * up, SIZE[1] * up), interpolation=cv2.INTER_LINEAR)
+    return np.dstack([seen, np.ones(seen.shape[:2])])
 
 
 def pose(board, degrees, middle):
@@ -100,12 +102,13 @@ def view_of(board, turn, shift, name="view", *, camera=CAMERA, noise=0.05, seed=
     return View(name, camera.size, points, pixels, outer, 30.0, 1.5, at)
 
 
-def tilted_views(board, camera=CAMERA, count=10, most=35.0, **options):
+def tilted_views(board, camera=CAMERA, count=10, most=35.0, reach=1.0, **options):
     views = []
     for k in range(count):
         angle = 2 * math.pi * k / count
         degrees = (most * math.cos(angle), most * math.sin(angle), 25.0 * (k % 3))
-        middle = (0.12 * math.sin(2.4 * angle), 0.1 * math.cos(1.7 * angle), 0.62 + 0.03 * (k % 4))
+        x, y = 0.12 * reach * math.sin(2.4 * angle), 0.1 * reach * math.cos(1.7 * angle)
+        middle = (x, y, 0.62 + 0.03 * (k % 4))
         views.append(view_of(board, *pose(board, degrees, middle), f"v{k}", camera=camera, seed=k,
                              **options))  # fmt: skip
     return views
@@ -213,7 +216,8 @@ def test_motion_blur_is_refused(text):
     board = parse_board(text)
     where = pose(board, (5, 8, 10), (0.0, 0.0, 0.7))
     clear = see_board("x.png", render(board, *where), board)
-    smear = round(0.3 * clear.spacing)
+    share = {"checkerboard": 0.3, "charuco": 0.18, "aruco": 0.2}[board.kind]  # else not found
+    smear = round(share * clear.spacing)
     assert "hold the board still (stop the belt)" in refused(board, *where, smear=smear)
     slight = see_board("x.png", render(board, *where, smear=3), board)
     assert slight.blur > clear.blur + 0.5
@@ -275,18 +279,28 @@ LENSES = {
 @pytest.mark.parametrize("model", LENSES)
 def test_intrinsics_are_recovered(model):
     camera, board = LENSES[model], parse_board(CHARUCO)
-    found = calibrate_camera(tilted_views(board, camera, count=14), model)
+    reach = 5.0 if model == "equidistant" else 1.5  # into the corners of the image
+    found = calibrate_camera(tilted_views(board, camera, count=14, reach=reach), model)
     assert found.camera.model == model and found.views == 14
     assert found.camera.matrix[0, 0] == pytest.approx(camera.matrix[0, 0], rel=0.005)
     assert 0.03 < found.rms < 0.1  # the noise is 0.05 px along each axis
     # The error it claims is of the size of what it is off by.
     off = abs(found.camera.matrix[0, 0] - camera.matrix[0, 0])
     assert off < 4 * found.focal_error < 8
-    # What counts is where pixels are seen; off the belt by so much at 1 m.
-    x, y = np.meshgrid(np.linspace(60, 580, 7), np.linspace(45, 435, 5))
+    # What counts is where on the belt pixels are seen, and that it owns up to what it is off by.
+    turn, shift = pose(board, (14, -10, 5), (0.05, 0.02, 0.75))
+    view = view_of(board, turn, shift, camera=camera, seed=99)
+    fit = fit_belt(found.camera, [view])
+    plane = belt_frame(board, fit, find_motion("board:x", found.camera, board, fit, [view]))
+    x, y = np.meshgrid(np.linspace(0, 639, 9), np.linspace(0, 479, 7))
     pixels = np.stack([x, y], -1).reshape(-1, 2)
-    shift = directions(found.camera, pixels) - directions(camera, pixels)
-    assert np.abs(shift).max() < 0.004
+    true = to_belt(camera, true_plane(board, turn, shift), pixels)
+    away = np.hypot(*(to_belt(found.camera, plane, pixels) - true).T)
+    middle, most = place_error(found.camera, fit, found)
+    known, _ = place_error(found.camera, fit)
+    assert np.median(away) < 3 * middle and np.percentile(away, 90) < 4 * most
+    assert known < middle < 0.003
+    assert away[np.hypot(*(true.T)) < 0.25].max() < 0.001
 
 
 def test_too_few_views_for_intrinsics():
@@ -315,7 +329,7 @@ def test_views_that_contradict_each_other_are_refused():
     views = tilted_views(board, count=8)
     bad = views[3]
     views[3] = View(
-        **(vars(bad) | {"pixels": bad.pixels[::-1] + 5.0 * (np.arange(35) % 2)[:, None]})
+        **(vars(bad) | {"pixels": bad.pixels[::-1] + 15.0 * (np.arange(35) % 2)[:, None]})
     )
     with pytest.raises(BeltError, match="corners are off by .* most in v3"):
         calibrate_camera(views)
@@ -360,7 +374,7 @@ def test_claimed_error_is_that_of_many_fits():
     turn, shift = pose(board, (14, -10, 5), (0.05, 0.02, 0.85))
     pixels = np.array([[40.0, 40], [320, 240], [600, 440]])
     places, claims = [], []
-    for seed in range(60):
+    for seed in range(40):
         view = view_of(board, turn, shift, noise=0.1, seed=seed)
         fit = fit_belt(CAMERA, [view])
         places.append(to_belt(CAMERA, belt_frame(
@@ -378,7 +392,7 @@ def test_more_boards_make_a_better_plane():
     places = [(0, 0, 0), (0.25, 0.1, 0.3), (-0.28, -0.12, -0.5), (0.2, -0.15, 2.0)]
     views = []
     for k, (x, y, yaw) in enumerate(places):
-        spin = cv2.Rodrigues(np.array([0, 0, yaw]))[0]
+        spin = cv2.Rodrigues(np.array([0.0, 0.0, yaw]))[0]
         views.append(
             view_of(board, turn @ spin, shift + turn @ (x, y, 0), f"b{k}", noise=0.1, seed=k)
         )
@@ -602,13 +616,14 @@ def test_command_says_what_is_wrong(arguments, problem, tmp_path, monkeypatch, c
 
 
 def test_an_unsure_belt_is_refused(tmp_path, capsys):
-    board = parse_board("charuco:5x4:0.02:0.015:4X4_50")
-    folder = tmp_path / "images"
-    write_png(folder / "a.png", render(board, *pose(board, (8, 5, 0), (-0.3, 0.2, 0.9)), noise=9))
-    arguments = ["calibrate", "--images", str(folder), "--board", "charuco:5x4:0.02:0.015:4X4_50",
-                 "--camera-info", str(write_info(tmp_path)), "--max-error", "0.5"]  # fmt: skip
+    text = "checkerboard:5x4:0.02"
+    board = parse_board(text)
+    write_png(tmp_path / "a.png", render(board, *pose(board, (20, 15, 0), (-0.2, 0.15, 0.7))))
+    arguments = ["calibrate", "--images", str(tmp_path), "--board", text,
+                 "--camera-info", str(write_info(tmp_path)), "--max-error", "0.2"]  # fmt: skip
     assert cli.main(arguments) == 1
-    assert "use a larger board" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "uncertain by" in said and "use a larger board" in said
 
 
 def test_board_to_print_is_found_in_its_own_picture(tmp_path):

@@ -140,10 +140,9 @@ class Board:
             corners, ids, _, _ = cv2.aruco.CharucoDetector(self._cv()).detectBoard(grey)
             if ids is None or len(ids) == 0:
                 return nothing
-            return np.asarray(ids, np.intp).ravel(), np.asarray(corners, np.float64).reshape(-1, 2)
-        options = cv2.aruco.DetectorParameters()
-        options.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
-        detector = cv2.aruco.ArucoDetector(self._cv().getDictionary(), options)
+            return np.asarray(ids, np.intp).ravel(), self._refined(grey, corners, ids.ravel())
+        dictionary = self._cv().getDictionary()
+        detector = cv2.aruco.ArucoDetector(dictionary)
         markers, names, _ = detector.detectMarkers(grey)
         if names is None:
             return nothing
@@ -152,10 +151,30 @@ class Board:
         for marker, name in zip(markers, names.ravel(), strict=True):
             if int(name) in known:
                 found_ids.append(4 * known[int(name)] + np.arange(4))
-                found_pixels.append(np.asarray(marker, np.float64).reshape(4, 2))
+                quad = np.asarray(marker, np.float64).reshape(4, 2)
+                cell = 1 / (dictionary.markerSize + 2)  # the black rim is one wide
+                near = min(cell, self.inner / self.square)
+                found_pixels.append(_fitted_quad(grey, quad, near))
         if not found_ids:
             return nothing
         return np.concatenate(found_ids).astype(np.intp), np.concatenate(found_pixels)
+
+    def _refined(self, grey: Image, corners: Any, ids: Any) -> Floats:
+        """Corners of a charuco board to a fraction of a pixel.
+
+        The detector's own are half a pixel too far right and down before OpenCV 4.13 (its issue
+        25539). The window keeps clear of the markers.
+        """
+        points = self.corners()[ids]
+        pixels = np.asarray(corners, np.float32).reshape(-1, 1, 2)
+        margin = 3.0
+        if len(points) > 3:
+            spans = [np.linalg.norm(c - c.mean(axis=0)) for c in (pixels[:, 0], points)]
+            margin = (self.square - self.inner) / 2 * float(spans[0] / spans[1])
+        window = max(2, min(10, int(margin)))
+        stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_COUNT, 50, 0.001)
+        fine = cv2.cornerSubPix(grey, pixels, (window, window), (-1, -1), stop)
+        return np.asarray(fine, np.float64).reshape(-1, 2)
 
     def picture(self, scale: float) -> tuple[Image, Floats]:
         """The board to print.
@@ -172,11 +191,18 @@ class Board:
             squares = np.indices((self.rows + 1, self.columns + 1)).sum(axis=0) % 2
             whole = np.kron(squares, np.ones((side, side))).astype(np.uint8) * 255
             first = -self.square
-        else:
-            step = self.square if self.kind == "charuco" else self.square + self.inner
-            extra = 0.0 if self.kind == "charuco" else self.inner
-            size = [round((n * step - extra) * scale) for n in (self.columns, self.rows)]
-            whole = self._cv().generateImage((size[0], size[1]), marginSize=0, borderBits=1)
+        elif self.kind == "charuco":
+            whole = self._cv().generateImage((side * self.columns, side * self.rows))
+            first = 0.0
+        else:  # OpenCV's own picture of a grid is off by a pixel here and there
+            step = (self.square + self.inner) * scale
+            size = [round((n - 1) * step) + side for n in (self.rows, self.columns)]
+            whole = np.full(size, 255, np.uint8)
+            grid = self._cv()
+            for place, name in enumerate(grid.getIds().ravel()):
+                top, left = (round(n * step) for n in divmod(place, self.columns))
+                marker = cv2.aruco.generateImageMarker(grid.getDictionary(), int(name), side)
+                whole[top : top + side, left : left + side] = marker
             first = 0.0
         padded = cv2.copyMakeBorder(
             whole, side, side, side, side, cv2.BORDER_CONSTANT, value=(255,)
@@ -256,6 +282,49 @@ def parse_board(text: str) -> Board:
     return board
 
 
+def _fitted_quad(grey: Image, quad: Floats, near: float) -> Floats:
+    """Corners (4, 2) of a black marker where lines along its sides meet.
+
+    OpenCV's refinements pull corners of markers inwards by half a pixel and more.
+
+    Args:
+        grey: the image.
+        quad: (4, 2) its corners to a pixel or two.
+        near: how far on both sides of a side nothing else is, as a share of the side.
+    """
+    for _ in range(2):
+        following = np.roll(quad, -1, axis=0)
+        along = following - quad
+        length = np.hypot(*along.T)
+        out = np.stack([along[:, 1], -along[:, 0]], axis=1) / length[:, None]
+        reach = max(1.5, 0.9 * near * float(length.mean()))
+        steps = np.arange(-reach, reach + 0.2, 0.25)
+        ways = np.linspace(0.12, 0.88, 25)
+        feet = quad[:, None] + along[:, None] * ways[None, :, None]
+        places = feet[:, :, None] + out[:, None, None] * steps[None, None, :, None]
+        flat = places.reshape(4, -1, 2).astype(np.float32)
+        values = cv2.remap(
+            grey, flat[..., 0], flat[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        rise = np.diff(values.reshape(4, len(ways), -1).astype(np.float64), axis=2)
+        rise = np.maximum(rise, 0) ** 2  # black to white; noise counts for little
+        middle = (steps[1:] + steps[:-1]) / 2
+        shift = (rise @ middle) / np.maximum(rise.sum(axis=2), 1e-9)
+        edge = feet + out[:, None] * shift[:, :, None]
+        lines = []
+        for points in edge:
+            x, y, px, py = np.ravel(
+                cv2.fitLine(points.astype(np.float32), cv2.DIST_HUBER, 0, 0.01, 0.01)
+            )
+            normal = np.array([-y, x])
+            lines.append((*normal, float(normal @ (px, py))))
+        meet = [np.cross(lines[k - 1], lines[k]) for k in range(4)]
+        if any(abs(m[2]) < 1e-6 for m in meet):
+            return quad
+        quad = np.array([-m[:2] / m[2] for m in meet])
+    return quad
+
+
 def _turned_to_the_right(grid: Floats) -> Floats:
     """Order (rows, columns, 2) corners so that the rows run to the right and the columns down.
 
@@ -311,7 +380,8 @@ def see_board(name: str, image: Image, board: Board, at: float | None = None) ->
     if len(ids) == 0:
         raise BeltError(
             f"{name}: no {board.kind} of {board.columns}x{board.rows} is found: have all of it in "
-            "the image, flat, evenly lit and with a white margin, and check the numbers of --board"
+            "the image, flat, sharp, evenly lit and with a white margin, and check the numbers of "
+            "--board"
         )
     corners = board.corners()
     points = corners[ids]
@@ -428,6 +498,7 @@ class Intrinsics:
         rms: of the corners [px].
         focal_error: standard deviation of the focal lengths [px].
         middle_error: of the place of the optical axis [px].
+        covariance: of fx, fy, cx, cy and the coefficients that were free.
         views: how many it is made from.
     """
 
@@ -435,6 +506,7 @@ class Intrinsics:
     rms: float
     focal_error: float
     middle_error: float
+    covariance: Floats
     views: int
 
 
@@ -498,7 +570,8 @@ def calibrate_camera(views: Sequence[View], model: str = "plumb_bob") -> Intrins
             f"all views are parallel to within {tilts.max():.0f} degrees, which leaves focal "
             f"length and distance open: {more}; or give --camera-info"
         )
-    errors, spread = _intrinsics_spread(camera, views, poses)
+    errors, covariance = _intrinsics_covariance(camera, views, poses)
+    spread = np.sqrt(np.diag(covariance))
     rms = math.sqrt(float(np.concatenate(errors).mean()))
     worst = max(range(len(views)), key=lambda k: float(errors[k].mean()))
     if not rms < 1.5:
@@ -511,26 +584,35 @@ def calibrate_camera(views: Sequence[View], model: str = "plumb_bob") -> Intrins
         raise BeltError(
             f"the focal length is only known to {spread[0]:.0f} of {matrix[0, 0]:.0f} px: {more}"
         )
-    return Intrinsics(camera, rms, float(spread[0]), float(max(spread[2:4])), len(views))
+    return Intrinsics(
+        camera, rms, float(spread[0]), float(max(spread[2:4])), covariance, len(views)
+    )
 
 
-def _intrinsics_spread(
+def _free(camera: Camera) -> tuple[Floats, Floats]:
+    """What calibration finds, fx, fy, cx, cy and coefficients, and steps to differentiate by."""
+    lens = camera.distortion[:4] if camera.model == "plumb_bob" else camera.distortion
+    values = np.array([*camera.matrix[[0, 1, 0, 1], [0, 1, 2, 2]], *lens])
+    return values, np.array([*[1e-3] * 4, *[1e-6] * len(lens)])
+
+
+def _with(camera: Camera, values: Floats) -> Camera:
+    """The camera with other values of what `_free` gives."""
+    fx, fy, cx, cy, *free = values.tolist()
+    lens = camera.distortion.copy()
+    lens[: len(free)] = free
+    matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    return Camera(matrix, lens, camera.model, camera.size)
+
+
+def _intrinsics_covariance(
     camera: Camera, views: Sequence[View], poses: Sequence[tuple[Floats, Floats]]
 ) -> tuple[list[Floats], Floats]:
-    """Squared errors of the corners of each view, and standard deviations of fx, fy, cx, cy, ...
+    """Squared errors of the corners of each view, and the covariance of what `_free` gives.
 
     The poses are eliminated view by view (Schur complement).
     """
-    free = camera.distortion[:4] if camera.model == "plumb_bob" else camera.distortion
-    start = np.array([*camera.matrix[[0, 1, 0, 1], [0, 1, 2, 2]], *free])
-    steps = np.array([*[1e-3] * 4, *[1e-6] * len(free)])
-
-    def made(values: Floats) -> Camera:
-        matrix = np.array([[values[0], 0, values[2]], [0, values[1], values[3]], [0, 0, 1]])
-        lens = camera.distortion.copy()
-        lens[: len(free)] = values[4:]
-        return Camera(matrix, lens, camera.model, camera.size)
-
+    start, steps = _free(camera)
     total = np.zeros((len(start), len(start)))
     errors, count = [], 0
     for view, (turn, shift) in zip(views, poses, strict=True):
@@ -539,7 +621,7 @@ def _intrinsics_spread(
         errors.append(np.square(here - view.pixels).sum(axis=1))
         own = np.stack(
             [
-                (project(made(start + step), points) - here).ravel() / step.sum()
+                (project(_with(camera, start + step), points) - here).ravel() / step.sum()
                 for step in np.diag(steps)
             ],
             axis=1,
@@ -560,7 +642,7 @@ def _intrinsics_spread(
     size = np.sqrt(np.maximum(np.diag(total), 1e-30))
     values, axes = np.linalg.eigh(total / np.outer(size, size))
     inverse = (axes / np.maximum(values, 1e-14)) @ axes.T  # what is left open becomes huge, not 0
-    return errors, np.sqrt(noise * np.abs(np.diag(inverse))) / size
+    return errors, noise * inverse / np.outer(size, size)
 
 
 # --- the belt -------------------------------------------------------------------------------------
@@ -579,6 +661,8 @@ class BeltFit:
         rms, worst, left_out: of corners on the belt [m]: root mean square, largest, and root mean
             square of each corner left out.
         off_plane: (V,) by which each board on its own is off the plane of all [m].
+        points: (N, 3) all corners in the optical frame [m].
+        response: (6, 2 N) by which the pose of the first moves with residuals of the corners.
     """
 
     rotation: Floats
@@ -590,6 +674,8 @@ class BeltFit:
     worst: float
     left_out: float
     off_plane: Floats
+    points: Floats
+    response: Floats
 
 
 def fit_belt(camera: Camera, views: Sequence[View]) -> BeltFit:
@@ -643,9 +729,9 @@ def fit_belt(camera: Camera, views: Sequence[View]) -> BeltFit:
     off_plane = np.zeros(len(views))
     for k, (view, (own_turn, own_shift)) in enumerate(zip(views, poses, strict=True)):
         low, high = view.points.min(axis=0), view.points.max(axis=0)
-        corners = np.array([low, (low[0], high[1]), high, (high[0], low[1])])
-        heights = (corners @ own_turn[:, :2].T + own_shift - shift) @ turn[:, 2]
-        off_plane[k] = np.abs(heights).max() if len(views) > 1 else 0.0
+        # Its middle: the tilt of a single board is known far less well than its distance.
+        middle = own_turn[:, :2] @ (low + high) / 2 + own_shift
+        off_plane[k] = abs(float((middle - shift) @ turn[:, 2])) if len(views) > 1 else 0.0
     if off_plane.max() > MOST_OFF_PLANE:
         worst = views[int(off_plane.argmax())].name
         raise BeltError(
@@ -669,30 +755,48 @@ def fit_belt(camera: Camera, views: Sequence[View]) -> BeltFit:
         float(away.max()),
         math.sqrt(float(np.square(left_out).sum(axis=1).mean())),
         off_plane,
+        np.concatenate(laid(found.x)) @ turn[:, :2].T + shift,
+        -(inverse @ jacobian.T)[:6],
     )
 
 
-def place_error(camera: Camera, fit: BeltFit) -> tuple[float, float]:
-    """How uncertain places are for the fit: standard deviation [m] over the image.
+def place_error(
+    camera: Camera, fit: BeltFit, intrinsics: Intrinsics | None = None
+) -> tuple[float, float]:
+    """How uncertain places on the belt are: standard deviation [m] over the image.
+
+    Args:
+        camera: the camera.
+        fit: of the belt.
+        intrinsics: where they were calibrated, too: how far the lens is known counts then, all the
+            more where no board was seen.
 
     Returns:
         the median over the image, and what nine in ten places do not exceed.
     """
-    steps = 1e-6 * np.eye(6)
-    plane = _upright(fit.rotation, fit.translation)
-    moved = [
-        _upright(fit.rotation @ cv2.Rodrigues(s[:3])[0], fit.translation + s[3:]) for s in steps
-    ]
-    width, height = camera.size
-    x, y = np.meshgrid(np.linspace(0, width - 1, 9), np.linspace(0, height - 1, 7))
-    errors = []
-    for pixel in np.stack([x, y], axis=-1).reshape(-1, 1, 2):
-        try:
-            here = to_belt(camera, plane, pixel)[0]
-            slope = np.stack([to_belt(camera, m, pixel)[0] - here for m in moved], axis=1) / 1e-6
-        except BeltError:  # above the horizon
-            continue
-        errors.append(math.sqrt(np.trace(slope @ fit.covariance[:6, :6] @ slope.T) / 2))
+
+    def moved(step: Floats) -> BeltPlane:
+        return _upright(
+            fit.rotation @ cv2.Rodrigues(step[:3])[0].astype(np.float64), fit.translation + step[3:]
+        )
+
+    plane = moved(np.zeros(6))
+    pixels = _belt_pixels(camera, plane, 9, 7)
+    here = to_belt(camera, plane, pixels)
+    shifts = [to_belt(camera, moved(s), pixels) - here for s in 1e-6 * np.eye(6)]
+    slope = np.stack(shifts, axis=2) / 1e-6
+    variance = np.einsum("nij,jk,nik->n", slope, fit.covariance[:6, :6], slope)
+    if intrinsics is not None:
+        values, steps = _free(intrinsics.camera)
+        seen, shifts = project(camera, fit.points), []
+        for step in np.diag(steps):
+            other = _with(intrinsics.camera, values + step).scaled(camera.size)
+            # Another lens, and the pose that the same corners give with it.
+            follow = fit.response @ (project(other, fit.points) - seen).ravel()
+            shifts.append((to_belt(other, moved(follow), pixels) - here) / step.sum())
+        slope = np.stack(shifts, axis=2)
+        variance += np.einsum("nij,jk,nik->n", slope, intrinsics.covariance, slope)
+    errors = np.sqrt(variance / 2)
     # The belt may stand out from the plane where no board lay.
     flatness = float(np.sqrt(np.square(fit.off_plane).mean()))
     middle, most = np.percentile(errors, (50, 90))
@@ -708,22 +812,30 @@ def _pose(camera: Camera, view: View) -> tuple[Floats, Floats]:
             "not those of these images, or the board is too near the image's border"
         )
     points = np.column_stack([view.points, np.zeros(len(view.points))])
+    poses = []
     try:
-        # Collins and Bartoli, IJCV 2014: both poses under which a flat board looks so.
-        _, turns, shifts, errors = cv2.solvePnPGeneric(
+        # Collins and Bartoli, IJCV 2014: both poses under which a flat board looks much alike.
+        _, turns, shifts, _ = cv2.solvePnPGeneric(
             points, rays[:, None], np.eye(3), np.zeros(0), flags=cv2.SOLVEPNP_IPPE
         )
+        for start in zip(turns, shifts, strict=True):
+            pose = _transform(
+                *cv2.solvePnPRefineLM(points, rays[:, None], np.eye(3), np.zeros(0), *start)
+            )
+            seen = view.points @ pose[0][:, :2].T + pose[1]
+            off = float(np.square(seen[:, :2] / seen[:, 2:] - rays).sum())
+            poses.append((off, *pose))
     except cv2.error as error:
         raise BeltError(f"{view.name}: the board's pose cannot be found: {error.err}") from error
-    poses = [_transform(r, t) for r, t in zip(turns, shifts, strict=True)]
-    (turn, shift), off = poses[0], np.ravel(errors)
-    if len(poses) > 1:
-        apart = math.degrees(math.acos(np.clip(turn[:, 2] @ poses[1][0][:, 2], -1, 1)))
-        noise = 0.1 / camera.matrix[0, 0]
-        if apart > 5 and off[1] < 1.5 * max(float(off[0]), noise):
+    poses.sort(key=lambda pose: pose[0])
+    best, turn, shift = poses[0]
+    noise = max(best / (2 * len(rays) - 6), (_LEAST_NOISE / camera.matrix[0, 0]) ** 2)
+    for off, other, _ in poses[1:]:
+        apart = math.degrees(math.acos(np.clip(turn[:, 2] @ other[:, 2], -1, 1)))
+        if apart > 3 and off - best < 25 * noise:
             raise BeltError(
-                f"{view.name}: the board is too small or too far to tell its tilt ({apart:.0f} "
-                "degrees either way look the same): bring it nearer, or use a larger one"
+                f"{view.name}: the board is too small or too far to tell its tilt (two of them, "
+                f"{apart:.0f} degrees apart, look the same): bring it nearer, or use a larger one"
             )
     middle = turn[:, :2] @ view.points.mean(axis=0) + shift
     sight = abs(float(turn[:, 2] @ middle)) / float(np.linalg.norm(middle))
@@ -914,15 +1026,7 @@ def draw_belt(
     """Draw the belt frame, a grid of 0.1 m and the corners found over an image (RGB)."""
     canvas = np.array(image, order="C")
     size = max(1, round(min(canvas.shape[:2]) / 400))
-    width, height = camera.size
-    x, y = np.meshgrid(np.linspace(0, width - 1, 17), np.linspace(0, height - 1, 13))
-    seen = []
-    for pixel in np.stack([x, y], axis=-1).reshape(-1, 1, 2):
-        try:
-            seen.append(to_belt(camera, plane, pixel)[0])
-        except BeltError:
-            continue
-    places = np.array(seen)
+    places = to_belt(camera, plane, _belt_pixels(camera, plane, 17, 13))
     reach = 6 * plane.camera[2]  # as far as a grid can be told
     low = np.maximum(places.min(axis=0), plane.camera[:2] - reach)
     high = np.minimum(places.max(axis=0), plane.camera[:2] + reach)
@@ -953,6 +1057,15 @@ def draw_belt(
     for k, text in enumerate(lines):
         _write(canvas, text, (8 * size, (k + 1) * 20 * size), size, (255, 255, 255))
     return canvas
+
+
+def _belt_pixels(camera: Camera, plane: BeltPlane, columns: int, rows: int) -> Floats:
+    """Pixels (N, 2) all over the image that see the belt, 3 degrees or more below the horizon."""
+    width, height = camera.size
+    x, y = np.meshgrid(np.linspace(0, width - 1, columns), np.linspace(0, height - 1, rows))
+    pixels = np.stack([x, y], axis=-1).reshape(-1, 2)
+    rays = np.column_stack([directions(camera, pixels), np.ones(len(pixels))])
+    return pixels[rays @ plane.rotation[:, 2] < -0.05 * np.linalg.norm(rays, axis=1)]
 
 
 def _draw_line(canvas: Image, pixels: Floats, color: tuple[int, int, int], bold: int) -> None:
@@ -1236,6 +1349,7 @@ def _calibrate(args: argparse.Namespace, board: Board) -> None:
         belt = [View(**(vars(v) | {"time": t})) for v, t in zip(belt, times, strict=True)]
 
     report: dict[str, Any] = {"board": args.board, "views": len(views), "left_out": len(refused)}
+    intrinsics = None
     if camera is None:
         intrinsics = calibrate_camera(views, args.model)
         camera = intrinsics.camera
@@ -1249,7 +1363,7 @@ def _calibrate(args: argparse.Namespace, board: Board) -> None:
         report["camera_rms_px"] = round(intrinsics.rms, 4)
     camera = camera.scaled(belt[0].size)
     fit = fit_belt(camera, belt)
-    unsure, most = place_error(camera, fit)
+    unsure, most = place_error(camera, fit, intrinsics)
     if 1000 * unsure > args.max_error:
         raise BeltError(
             f"places on the belt would be uncertain by {1000 * unsure:.1f} mm, {args.max_error:g} "
@@ -1282,6 +1396,10 @@ def _calibrate(args: argparse.Namespace, board: Board) -> None:
     ]
     for line in lines:
         print(line.replace(" deg ", " degrees "))
+    if 1000 * most > 3 * args.max_error:
+        print(
+            "towards the image's border places are unsure: have the board there, too, in some views"
+        )
     print(f"origin: the middle of the board in {belt[0].name} is at ({x:g}, {y:g}) m")
     sure = f", ± {math.degrees(motion.error):.2f} degrees" if motion.error else ""
     print(f"x, the belt's motion: {motion.text}{sure}; y to the left of it, z up")
