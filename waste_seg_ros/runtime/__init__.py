@@ -11,3 +11,6 @@ AUTO_ORDER = ("openvino", "onnxruntime", "torch")
 
 KINDS = ("auto", *AUTO_ORDER)
 """What a backend may be asked for as."""
+
+STORED = ("f32", "f16", "int8")
+"""How a bundle stores its network; `bundle.Manifest` says what each holds."""

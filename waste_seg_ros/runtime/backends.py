@@ -245,6 +245,11 @@ class _Torch:
 
         if precision != "f32":
             raise BackendError(f"backend torch: {precision} is for openvino; only f32")
+        if bundle.manifest.precision == "int8":
+            raise BackendError(
+                f"backend torch: {bundle.manifest.name} is int8, which only its graph is; choose "
+                "openvino or onnxruntime"
+            )
         if threads:
             torch.set_num_threads(threads)  # of the whole process: torch has no other
         self._torch = torch

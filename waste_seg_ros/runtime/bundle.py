@@ -3,7 +3,7 @@
 A bundle is a folder::
 
     manifest.yaml          what it is, see `Manifest`; the SHA-256 of the other files
-    weights.safetensors    the weights, for torch
+    weights.safetensors    the weights, for torch; not in an int8 bundle
     model.onnx             the deployed graph, see `runtime.export`
 
 Bundles are immutable: nothing here changes one, and writing over one is refused. Nothing is ever
@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from waste_seg_ros.runtime import HEADS
+from waste_seg_ros.runtime import HEADS, STORED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from waste_seg_ros.models import SegmentationModel
 
-FORMAT = 1
+FORMAT = 2
+"""Of the manifest; 1 has no `precision`."""
 MANIFEST = "manifest.yaml"
 WEIGHTS = "weights.safetensors"
 GRAPH = "model.onnx"
@@ -68,6 +69,10 @@ class Manifest:
         training: how it came about: commit, seed, steps, data and so on; plain values.
         files: SHA-256 (hex) by file name.
         parent: "name@digest" of the bundle it was trained from, or "".
+        precision: how the network is stored, one of `STORED`. "f16": kernels as half floats, which
+            are made single ones when they are loaded. "int8": the graph computes in 8 bits but for
+            what `quantize` leaves in float; there are no weights for torch, as the float weights
+            would be another network: training goes on from the parent.
         format: version of this layout.
     """
 
@@ -84,6 +89,7 @@ class Manifest:
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     parent: str = ""
+    precision: str = "f32"
     format: int = FORMAT
 
 
@@ -241,6 +247,8 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: format is {read['format']!r}; this version reads formats 1 to {FORMAT}"
         )
     known = {f.name for f in fields(Manifest)}
+    if read["format"] == 1:
+        known.remove("precision")
     for key in read:
         if key not in known:
             raise BundleError(f"{path}: unknown key {key!r}; known: {', '.join(sorted(known))}")
@@ -305,7 +313,10 @@ def _parse(read: Mapping[str, Any]) -> Manifest:
             raise _KeyProblem(f"files: {name!r} must be a plain file name inside the bundle")
         if not (isinstance(digest, str) and _DIGEST.fullmatch(digest)):
             raise _KeyProblem(f"files: {name}: expected a SHA-256 of 64 hex digits")
-    for name in (WEIGHTS, GRAPH):
+    precision = read.get("precision", "f32")
+    if precision not in STORED:
+        raise fail("precision", "one of " + ", ".join(STORED))
+    for name in (GRAPH,) if precision == "int8" else (WEIGHTS, GRAPH):
         if name not in files:
             raise _KeyProblem(f"files: {name} is missing")
     metrics = read["metrics"]
@@ -340,23 +351,45 @@ def _parse(read: Mapping[str, Any]) -> Manifest:
         metrics=metrics,
         training=read["training"],
         parent=read["parent"],
+        precision=precision,
         format=read["format"],
     )
 
 
 def read_weights(bundle: Bundle) -> dict[str, Tensor]:
-    """The weights of a bundle. Raises BundleError if one is not finite."""
+    """The weights of a bundle, as single floats.
+
+    Raises BundleError if one is not finite or the bundle has none (int8).
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = bundle.path / WEIGHTS
+    if WEIGHTS not in bundle.manifest.files:
+        parent = bundle.manifest.parent.partition("@")[0] or "the bundle it was made from"
+        raise BundleError(
+            f"{bundle.path}: is {bundle.manifest.precision} and has no weights for torch, only its "
+            f"graph; take {parent}"
+        )
     _check_safetensors(path)
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path}: {error}") from error
     _check_finite(weights, str(path))
-    return weights
+    return {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+
+
+def halve(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Kernels as half floats, where they fit into these.
+
+    Vectors (norms, biases) stay as they are: they are small, and a variance may be tiny.
+    """
+    halved = {}
+    for key, value in weights.items():
+        half = value.half() if value.is_floating_point() and value.dim() > 1 else value
+        halved[key] = half if bool(half.isfinite().all()) else value
+    return halved
 
 
 def load_model(bundle: Bundle) -> SegmentationModel:
@@ -430,6 +463,7 @@ def save_bundle(
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     training: Mapping[str, Any] | None = None,
     parent: str = "",
+    precision: str = "f32",
 ) -> Bundle:
     """Writes a bundle of a network: weights, exported graph, manifest.
 
@@ -443,6 +477,7 @@ def save_bundle(
         metrics: see `Manifest`.
         training: see `Manifest`.
         parent: see `Manifest`.
+        precision: "f32" or "f16", see `Manifest`; `quantize.quantize_bundle` makes int8.
 
     Returns:
         The bundle, opened and verified.
@@ -457,6 +492,8 @@ def save_bundle(
     from waste_seg_ros.runtime.export import export_onnx
 
     path = Path(path)
+    if precision not in ("f32", "f16"):
+        raise BundleError(f"{path}: precision {precision!r} cannot be written of a network")
     if not head:
         if len(model.heads) != 1:
             raise BundleError(f"{path}: the model has heads {model.heads}; say which")
@@ -489,14 +526,13 @@ def save_bundle(
         metrics=metrics or {},
         training=training or {},
         parent=parent,
+        precision=precision,
     )
 
     def write(folder: Path) -> None:
-        save_file(weights, folder / WEIGHTS)
+        save_file(halve(weights) if precision == "f16" else weights, folder / WEIGHTS)
         export_onnx(single, manifest, folder / GRAPH)
-        digests = {file: file_digest(folder / file) for file in (GRAPH, WEIGHTS)}
-        write_manifest(folder / MANIFEST, replace(manifest, files=digests))
-        _verified(folder)
+        _seal(folder, manifest)
 
     _write_new(path, write)
     return _verified(path)
@@ -504,16 +540,55 @@ def save_bundle(
 
 def restate_bundle(bundle: Bundle, path: str | Path, **changes: Any) -> Bundle:
     """A copy of ``bundle`` with other manifest values, such as metrics measured since."""
+    return convert_bundle(bundle, path, lambda folder: None, **changes)
+
+
+def convert_bundle(
+    bundle: Bundle, path: str | Path, convert: Callable[[Path], None], **changes: Any
+) -> Bundle:
+    """Writes a copy of ``bundle`` whose files ``convert`` has changed in their new folder.
+
+    ``changes`` are of the manifest's values. Raises BundleError as `save_bundle` does.
+    """
     path = Path(path)
 
     def write(folder: Path) -> None:
         for name in bundle.manifest.files:
             shutil.copyfile(bundle.path / name, folder / name)
-        write_manifest(folder / MANIFEST, replace(bundle.manifest, **changes))
-        _verified(folder)
+        convert(folder)
+        _seal(folder, replace(bundle.manifest, **changes))
 
     _write_new(path, write)
     return _verified(path)
+
+
+def halve_bundle(bundle: Bundle, path: str | Path, **changes: Any) -> Bundle:
+    """A copy of a f32 bundle with half floats; ``changes`` are of the manifest's values.
+
+    Raises BundleError as `save_bundle` does, and if the bundle is not f32.
+    """
+    from safetensors.torch import save_file
+
+    from waste_seg_ros.runtime.quantize import halve_graph
+
+    if bundle.manifest.precision != "f32":
+        raise BundleError(
+            f"{bundle.path}: is {bundle.manifest.precision}; only f32 is stored as half floats"
+        )
+
+    def convert(folder: Path) -> None:
+        save_file(halve(read_weights(bundle)), folder / WEIGHTS)
+        halve_graph(folder / GRAPH)
+
+    values = {"name": Path(path).name, "metrics": {}, "parent": bundle.reference, **changes}
+    return convert_bundle(bundle, path, convert, precision="f16", **values)
+
+
+def _seal(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest with the digests of the files that are in ``folder``, and verifies."""
+    digests = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
+    write_manifest(folder / MANIFEST, replace(manifest, files=digests, format=FORMAT))
+    _verified(folder)
 
 
 def _write_new(path: Path, write: Callable[[Path], None]) -> None:

@@ -25,10 +25,12 @@ from waste_seg_ros.runtime.bundle import (
     Bundle,
     BundleError,
     Manifest,
+    halve_bundle,
     open_bundle,
     restate_bundle,
     save_bundle,
 )
+from waste_seg_ros.runtime.quantize import halve_graph
 
 OPSET = 17
 
@@ -126,6 +128,8 @@ def export_onnx(model: SegmentationModel, manifest: Manifest, path: Path) -> Non
     )
     onnx.checker.check_model(graph)
     onnx.save(graph, str(path))
+    if manifest.precision == "f16":
+        halve_graph(path)
     check_graph(module, path, (manifest.input_size, (width + manifest.stride, height)))
 
 
@@ -200,6 +204,7 @@ def bundle_from_run(
     name: str,
     output: Path,
     metrics: Mapping[str, Mapping[str, float]] | None = None,
+    precision: str = "f32",
 ) -> Bundle:
     """Writes a bundle of one head of a training run's averaged weights.
 
@@ -227,6 +232,7 @@ def bundle_from_run(
             "torch": str(torch.__version__),
         },
         parent=parent,
+        precision=precision,
     )
 
 
@@ -254,10 +260,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of ``waste-seg export``."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="folder of a training run")
-    source.add_argument("--bundle", help="bundle to write again, with --metrics")
+    source.add_argument("--bundle", help="bundle to write again, with --metrics or --precision")
     parser.add_argument("--head", choices=HEADS, help="what the bundle is used as")
+    parser.add_argument(
+        "--precision",
+        choices=("f32", "f16"),
+        help="f16: kernels stored as half floats, half the size (waste-seg compress makes int8)",
+    )
     parser.add_argument("--name", default="", help="the bundle's name (default: OUTPUT's)")
     parser.add_argument("--output", type=Path, required=True, help="the bundle's folder")
+    parser.add_argument(
+        "--calibrate",
+        metavar="DATA",
+        help="with --bundle: make the scores of the new bundle probabilities on these labelled "
+        "images, not trained on (as for waste-seg eval --data)",
+    )
     parser.add_argument(
         "--metrics", type=Path, help="YAML or JSON: figure to number by the name of the data"
     )
@@ -274,17 +291,48 @@ def run(args: argparse.Namespace) -> int:
                 metrics = yaml.safe_load(args.metrics.read_text())
             except (OSError, yaml.YAMLError) as error:
                 raise BundleError(f"{args.metrics}: {error}") from error
+        if args.calibrate:
+            return _calibrate(args)
         if args.bundle:
             old = open_bundle(args.bundle)
             changes: dict[str, Any] = {} if metrics is None else {"metrics": metrics}
-            bundle = restate_bundle(old, args.output, name=args.name or args.output.name, **changes)
+            changes["name"] = args.name or args.output.name
+            if args.precision in (None, old.manifest.precision):
+                bundle = restate_bundle(old, args.output, **changes)
+            elif args.precision == "f16":
+                bundle = halve_bundle(old, args.output, **changes)
+            else:
+                raise BundleError(f"--precision f32: {args.bundle} is {old.manifest.precision}")
         else:
             if not args.head:
                 raise BundleError("--checkpoint needs --head")
             name = args.name or args.output.name
-            bundle = bundle_from_run(args.checkpoint, args.head, name, args.output, metrics)
+            precision = args.precision or "f32"
+            bundle = bundle_from_run(
+                args.checkpoint, args.head, name, args.output, metrics, precision
+            )
     except (BundleError, TrainingError) as error:
         print(f"waste-seg export: {error}", file=sys.stderr)
         return 1
     print(f"wrote {bundle.path} ({bundle.manifest.name}, {bundle.manifest.head})")
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from waste_seg_ros.data.sources import open_data
+    from waste_seg_ros.train.temperature import calibrate_bundle
+
+    try:
+        if not args.bundle or args.metrics:
+            raise BundleError("--calibrate needs --bundle, and --metrics are measured after it")
+        old = open_bundle(args.bundle)
+        data = open_data(args.calibrate, old.manifest.classes, finite=True)
+        bundle, (binary, semantic) = calibrate_bundle(old, data, args.output, args.name)
+    except (ValueError, OSError) as error:
+        print(f"waste-seg export: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"wrote {bundle.path}: logits divided by {binary:.3f} (item or belt) and {semantic:.3f} "
+        "(class); its figures are to be measured anew"
+    )
     return 0

@@ -19,15 +19,28 @@ from waste_seg_ros.runtime.bundle import (
 def bundle_cost(bundle: Bundle) -> tuple[int, int]:
     """Parameters of a bundle's network, and multiply-accumulates at its input size.
 
+    Of a bundle of integers, which has no weights to count, its manifest or its parent tells.
+
     Raises:
-        BundleError: its weights are not its architecture's.
+        BundleError: its weights are not its architecture's, or its parent is not found.
         ModuleNotFoundError: there is no PyTorch.
     """
     from waste_seg_ros.models import parameter_count
     from waste_seg_ros.models.count import count_macs
 
+    manifest = bundle.manifest
+    training = manifest.training
+    if manifest.precision == "int8":
+        if {"parameters", "macs"} <= training.keys():
+            return int(training["parameters"]), int(training["macs"])
+        told = (manifest.training.get("parameters"), manifest.training.get("macs"))
+        if isinstance(told[0], int) and isinstance(told[1], int):
+            return told[0], told[1]
+        name = manifest.parent.partition("@")[0]
+        beside = bundle.path.parent / name
+        return bundle_cost(open_bundle(beside if name and beside.is_dir() else name))
     model = load_model(bundle).to("meta")
-    return parameter_count(model), count_macs(model, bundle.manifest.input_size)
+    return parameter_count(model), count_macs(model, manifest.input_size)
 
 
 def print_rows(rows: Sequence[Sequence[str]]) -> None:
@@ -46,7 +59,7 @@ def _bundles() -> int:
     rows = [
         (
             *("bundle", "architecture", "width", "head", "size"),
-            *("params M", "MACs G", "MB", "precision", "classes"),
+            *("params M", "MACs G", "MB", "stored", "classes"),
         )
     ]
     broken = False
@@ -71,7 +84,7 @@ def _bundles() -> int:
             (
                 *(manifest.name, manifest.architecture, f"{manifest.width:g}", manifest.head),
                 *(f"{width}x{height}", *cost, f"{bundle.size / 1e6:.2f}"),
-                getattr(manifest, "precision", "") or "fp32",
+                manifest.precision,
                 ", ".join(manifest.classes),
             )
         )

@@ -1,0 +1,286 @@
+"""Making a bundle smaller and faster: ``waste-seg compress``.
+
+Each step writes a bundle whose manifest names the one before as its parent and says in `training`
+what was lost by it on which data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waste_seg_ros.data.sources import open_data
+from waste_seg_ros.perception.scaling import scale_image
+from waste_seg_ros.runtime.backends import input_size_for
+from waste_seg_ros.runtime.bundle import (
+    GRAPH,
+    WEIGHTS,
+    Bundle,
+    BundleError,
+    Manifest,
+    convert_bundle,
+    halve_bundle,
+    open_bundle,
+    restate_bundle,
+)
+from waste_seg_ros.runtime.export import source_commit
+from waste_seg_ros.runtime.listing import bundle_cost
+from waste_seg_ros.runtime.quantize import quantize_graph
+from waste_seg_ros.train.evaluate import bundle_predictor, evaluate
+from waste_seg_ros.train.table import data_key
+
+CALIBRATION = "synthetic:5:200"
+VALIDATION = "synthetic:800001:60:320x240"
+
+LIMIT = 0.01
+"""mIoU that a compressed bundle may lose before the command speaks of it."""
+
+
+# --------------------------------------------------------------------------------------------------
+# What is lost
+
+
+def measure(bundle: Bundle, spec: str) -> dict[str, float]:
+    """Figures of a bundle on data, through the runtime that the robot uses.
+
+    ``miou`` and ``pq``; of a binary head ``binary_iou`` and ``pq`` whatever the class.
+
+    Raises ValueError or OSError if the data cannot be used.
+    """
+    manifest = bundle.manifest
+    result = evaluate(
+        bundle_predictor(bundle),
+        open_data(spec, manifest.classes, finite=True),
+        head=manifest.head,
+        classes=manifest.classes,
+        progress=sys.stderr.isatty(),
+    )
+    if manifest.head == "binary":
+        found = {"binary_iou": result["binary_iou"], "pq": result["agnostic"]["pq"]}
+    else:
+        found = {"miou": result["miou"], "pq": result["pq"]}
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def loss_of(parent: Mapping[str, float], own: Mapping[str, float]) -> dict[str, float]:
+    """Both figures and the difference, such as ``miou_parent``, ``miou`` and ``miou_lost``."""
+    losses: dict[str, float] = {}
+    for name, value in own.items():
+        losses[f"{name}_parent"] = parent[name]
+        losses[name] = value
+        losses[f"{name}_lost"] = round(parent[name] - value, 4)
+    return losses
+
+
+# --------------------------------------------------------------------------------------------------
+# Half floats and integers
+
+
+def calibration_frames(manifest: Manifest, spec: str) -> Iterator[NDArray[np.uint8]]:
+    """The images of the data at the sizes at which the network would see them.
+
+    Raises DataError or OSError if the data cannot be used.
+    """
+    for sample in open_data(spec, manifest.classes, size=manifest.input_size, finite=True):
+        height, width = sample.image.shape[:2]
+        yield scale_image(sample.image, input_size_for((width, height), manifest))
+
+
+def quantize_bundle(
+    parent: Bundle,
+    path: str | Path,
+    calibration: str = CALIBRATION,
+    keep: Sequence[str] = (),
+    **changes: Any,
+) -> Bundle:
+    """Writes an int8 bundle of a bundle's graph; see `quantize.quantize_graph`.
+
+    Args:
+        parent: of single or half floats.
+        path: the folder to make.
+        calibration: specification of data, of which only the images are used.
+        keep: parts of names of nodes that stay in float.
+        changes: of the manifest's values.
+
+    Raises:
+        BundleError: the parent is int8, there are no images, or NNCF is not installed.
+        DataError: the data cannot be used.
+    """
+    if parent.manifest.precision == "int8":
+        raise BundleError(
+            f"--int8: {parent.manifest.name} is int8 already; quantize its parent, "
+            f"{parent.manifest.parent.partition('@')[0]}"
+        )
+
+    def convert(folder: Path) -> None:
+        frames = calibration_frames(parent.manifest, calibration)
+        quantize_graph(folder / GRAPH, folder / GRAPH, frames, keep)
+        (folder / WEIGHTS).unlink()
+
+    values = {"name": Path(path).name, "metrics": {}, "parent": parent.reference, **changes}
+    return convert_bundle(parent, path, convert, precision="int8", **values)
+
+
+# --------------------------------------------------------------------------------------------------
+# Steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a compression.
+
+    ``kind``: what it is, in words. ``suffix``: added to the bundle's name. ``facts``: of it for
+    the manifest's `training`. ``make``: from the bundle before to one at the path.
+    """
+
+    kind: str
+    suffix: str
+    facts: Mapping[str, Any]
+    make: Callable[[Bundle, Path], Bundle]
+
+
+def take_steps(
+    bundle: Bundle, steps: Sequence[Step], output: Path, name: str, validation: str
+) -> list[Bundle]:
+    """Takes the steps one after the other and measures what each loses.
+
+    Args:
+        bundle: the one to begin with.
+        steps: at least one.
+        output: folder for their bundles, ``name`` with the suffixes so far.
+        name: see ``output``.
+        validation: specification of the data to measure on.
+
+    Raises:
+        BundleError: a bundle of the name is there already, or a step fails.
+        ValueError, OSError: the data cannot be used.
+    """
+    suffixes = [step.suffix for step in steps]
+    paths = [output / "-".join((name, *suffixes[: k + 1])) for k in range(len(steps))]
+    for path in paths:
+        if path.exists():
+            raise BundleError(f"{path}: exists already; choose another --output or --name")
+    output.mkdir(parents=True, exist_ok=True)
+    figures = measure(bundle, validation)
+    made: list[Bundle] = []
+    with tempfile.TemporaryDirectory(prefix=".compress-", dir=output) as scratch:
+        for step, path in zip(steps, paths, strict=True):
+            draft = step.make(bundle, Path(scratch) / path.name)
+            found = measure(draft, validation)
+            losses = loss_of(figures, found)
+            training = dict(draft.manifest.training)
+            earlier = bundle.manifest.training.get("compressed")
+            training |= {"commit": source_commit(), **step.facts}
+            training["compressed"] = f"{earlier}, {step.kind}" if earlier else step.kind
+            training |= {"validation": data_key(validation), **losses}
+            # Of the bundle before, as int8 has no weights to count.
+            counted = bundle if draft.manifest.precision == "int8" else draft
+            training["parameters"], training["macs"] = bundle_cost(counted)
+            made.append(
+                restate_bundle(
+                    draft,
+                    path,
+                    name=path.name,
+                    metrics={},
+                    parent=bundle.reference,
+                    training=training,
+                )
+            )
+            report(bundle, made[-1], losses)
+            bundle, figures = made[-1], found
+    return made
+
+
+def report(parent: Bundle, bundle: Bundle, losses: Mapping[str, float]) -> None:
+    """Prints what a step came to."""
+    print(f"wrote {bundle.path}: {bundle.size / 1e6:.2f} MB instead of {parent.size / 1e6:.2f} MB")
+    for name in losses:
+        if name.endswith("_parent"):
+            own = name.removesuffix("_parent")
+            print(f"  {own:10s} {losses[own]:.4f} instead of {losses[name]:.4f}")
+    main = "miou_lost" if "miou_lost" in losses else "binary_iou_lost"
+    if losses[main] > LIMIT:
+        print(f"  more than {LIMIT:g} of {main.removesuffix('_lost')} was lost", file=sys.stderr)
+
+
+def plan(args: argparse.Namespace) -> list[Step]:
+    """The steps of a command line. Raises BundleError if they make no sense."""
+    if args.f16 and args.int8:
+        raise BundleError("--f16 and --int8: an int8 bundle stores its kernels in 8 bits; give one")
+    steps = []
+    if args.f16:
+        steps.append(Step("f16", "f16", {}, halve_bundle))
+    if args.int8:
+        facts = {
+            "calibration": data_key(args.calibration),
+            "kept_float": list(args.keep_float),
+        }
+
+        def quantize(bundle: Bundle, path: Path) -> Bundle:
+            return quantize_bundle(bundle, path, args.calibration, args.keep_float)
+
+        steps.append(Step("int8", "int8", facts, quantize))
+    if not steps:
+        raise BundleError("nothing to do; give --int8 or --f16")
+    return steps
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+
+
+def _commas(text: str) -> tuple[str, ...]:
+    return tuple(part for part in text.split(",") if part)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of ``waste-seg compress``."""
+    parser.add_argument("model", metavar="MODEL", help="bundle to compress, by name or folder")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder that the new bundles are put into"
+    )
+    parser.add_argument(
+        "--name", default="", help="bundles are named NAME-STEP... (default: MODEL's name)"
+    )
+    parser.add_argument("--f16", action="store_true", help="store kernels as half floats")
+    parser.add_argument("--int8", action="store_true", help="compute in 8-bit integers")
+    parser.add_argument(
+        "--calibration",
+        default=CALIBRATION,
+        help="data whose images int8 is calibrated on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep-float",
+        type=_commas,
+        default=(),
+        metavar="PARTS",
+        help="parts of names of steps of the graph that int8 leaves in float, such as "
+        "trunk/down1/,trunk/up5/",
+    )
+    parser.add_argument(
+        "--validation",
+        default=VALIDATION,
+        help="data that the loss is measured on (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs ``waste-seg compress``; 1 on an error."""
+    try:
+        bundle = open_bundle(args.model)
+        steps = plan(args)
+        for spec in (args.validation, args.calibration):  # before anything takes its time
+            open_data(spec, bundle.manifest.classes, finite=True)
+        take_steps(bundle, steps, args.output, args.name or bundle.manifest.name, args.validation)
+    except (ValueError, OSError) as error:
+        print(f"waste-seg compress: {error}", file=sys.stderr)
+        return 1
+    return 0
