@@ -22,7 +22,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import statistics
 import sys
 import tempfile
@@ -31,21 +30,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from waste_seg_ros.data.sources import open_data
 from waste_seg_ros.data.synthetic import synthetic_sample
 from waste_seg_ros.files import write_file, write_json
+from waste_seg_ros.runtime import STORED
 from waste_seg_ros.runtime.backends import Backend, load_backend
 from waste_seg_ros.runtime.bundle import (
-    GRAPH,
-    MANIFEST,
-    WEIGHTS,
     Bundle,
     BundleError,
+    halve_bundle,
     list_bundles,
+    load_model,
     open_bundle,
-    read_weights,
+    save_bundle,
 )
 from waste_seg_ros.runtime.export import source_commit
 from waste_seg_ros.runtime.listing import bundle_cost
@@ -55,7 +52,6 @@ from waste_seg_ros.train.plots import Series, write_chart
 DATA = "synthetic:900007:300:320x240"
 """Held-out scenes: no training or tuning saw this seed."""
 
-PRECISIONS = ("fp32", "fp16", "int8")
 LIMIT_MB = 10.0
 """A deployed bundle is to be smaller."""
 LIMIT_LOSS = 0.01
@@ -74,11 +70,6 @@ class TableError(ValueError):
 # --- figures --------------------------------------------------------------------------------------
 
 
-def precision_of(bundle: Bundle) -> str:
-    """One of `PRECISIONS`."""
-    return str(getattr(bundle.manifest, "precision", "") or "fp32")
-
-
 def find_parent(bundle: Bundle, others: Sequence[Bundle]) -> Bundle | None:
     """The bundle that this one was made from, if it is among ``others``.
 
@@ -92,16 +83,17 @@ def find_parent(bundle: Bundle, others: Sequence[Bundle]) -> Bundle | None:
 
 
 def is_compressed(bundle: Bundle, parent: Bundle | None) -> bool:
-    """Whether a bundle is its parent made smaller or faster, and no other network."""
+    """Whether a bundle is its parent stored in fewer bits or with fewer channels."""
     if parent is None:
         return False
     ours, theirs = bundle.manifest, parent.manifest
-    return (
-        ours.architecture == theirs.architecture
-        and ours.head == theirs.head
-        and ours.classes == theirs.classes
-        and (precision_of(bundle) != precision_of(parent) or "compress" in ours.training)
-    )
+    if (ours.architecture, ours.head, ours.classes) != (
+        theirs.architecture,
+        theirs.head,
+        theirs.classes,
+    ):
+        return False
+    return ours.precision != theirs.precision or bundle_cost(bundle)[0] < bundle_cost(parent)[0]
 
 
 def data_key(spec: str) -> str:
@@ -161,53 +153,47 @@ def measure_times(
     ]
 
 
-def measure_sizes(bundle: Bundle, others: Sequence[Bundle]) -> dict[str, float]:
-    """MB of whole bundles by precision.
+def measure_sizes(
+    bundle: Bundle, others: Sequence[Bundle], known: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """MB of whole bundles by how they are stored (`STORED`).
 
     Args:
-        bundle: counts at its own precision; at others only if it is FP32.
-        others: of these, compressed forms of the bundle count at theirs. Where there is none of
-            FP16, one is made for the purpose.
+        bundle: counts as it is stored; if that is in integers, then not otherwise.
+        others: of these, the bundle in fewer bits counts. Where there is none, one is made for
+            the purpose and thrown away.
+        known: what such ones came to before.
     """
-    found = {precision_of(bundle): bundle.size / 1e6}
-    if precision_of(bundle) == "fp32":
-        for other in others:
-            ours = is_compressed(other, bundle) and find_parent(other, others) == bundle
-            if ours and bundle_cost(other) == bundle_cost(bundle):  # else it is pruned too
-                found.setdefault(precision_of(other), other.size / 1e6)
-        if "fp16" not in found:
-            with tempfile.TemporaryDirectory() as folder:
-                found["fp16"] = write_half(bundle, Path(folder)) / 1e6
+    found = {bundle.manifest.precision: bundle.size / 1e6}
+    if bundle.manifest.precision == "int8":
+        return found
+    for other in others:
+        ours = is_compressed(other, bundle) and find_parent(other, others) == bundle
+        if ours and bundle_cost(other) == bundle_cost(bundle):  # else it is pruned too
+            found.setdefault(other.manifest.precision, other.size / 1e6)
+    for stored in STORED:
+        if stored not in found:
+            found[stored] = (known or {}).get(stored) or _made_size(bundle, stored)
     return found
 
 
-def write_half(bundle: Bundle, folder: Path) -> int:
-    """Write a bundle's files with weights of 16 bits into ``folder``; returns their bytes.
+def _made_size(bundle: Bundle, stored: str) -> float:
+    """MB of a bundle made from this one; NaN, and a line about it, if that cannot be done."""
+    from waste_seg_ros.train.compress import quantize_bundle
 
-    The graph computes in 32 bits as before: each large constant is stored in 16 and cast.
-    """
-    import onnx
-    from onnx import helper, numpy_helper
-    from safetensors.torch import save_file
-
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in read_weights(bundle).items()}
-    save_file(weights, folder / WEIGHTS)
-    model = onnx.load(str(bundle.path / GRAPH))
-    casts = []
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        # The small ones are sizes and factors that a runtime wants as plain constants.
-        if values.dtype == np.float32 and values.size > 16:
-            name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_fp16"))
-            casts.append(helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(folder / GRAPH))
-    shutil.copyfile(bundle.path / MANIFEST, folder / MANIFEST)
-    return sum(file.stat().st_size for file in folder.iterdir())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / bundle.manifest.name
+        try:
+            if stored == "f32":
+                model, size = load_model(bundle), bundle.manifest.input_size
+                return save_bundle(path, model, input_size=size).size / 1e6
+            if stored == "f16":
+                return halve_bundle(bundle, path).size / 1e6
+            # A few images do: the size does not depend on what they are.
+            return quantize_bundle(bundle, path, "synthetic:5:4").size / 1e6
+        except BundleError as error:
+            print(f"{bundle.manifest.name} as {stored}: {error}", file=sys.stderr)
+            return math.nan
 
 
 def machine() -> dict[str, Any]:
@@ -256,7 +242,8 @@ def build_table(
 
     Returns:
         plain values: ``machine``, ``data``, ``photographs``, ``figures`` (by digest of the bundle
-        and then `data_key`), and ``rows``, one for each bundle.
+        and then `data_key`), ``sizes`` (by digest and then as stored), and ``rows``, one for each
+        bundle.
 
     Raises:
         ValueError: a bundle or the data cannot be used.
@@ -265,6 +252,7 @@ def build_table(
     known = known or {}
     on_path = _with_parents(bundles)
     figures: dict[str, dict[str, Any]] = {}
+    sizes: dict[str, dict[str, float]] = {}
     specs = {data_key(spec): spec for spec in (data, photographs) if spec}
     for bundle in on_path:
         digest = bundle.digest
@@ -273,6 +261,9 @@ def build_table(
             if key not in figures[digest] and (bundle in bundles or spec == data):
                 print(f"{bundle.manifest.name} on {key}", file=sys.stderr)
                 figures[digest][key] = measure_quality(bundle, spec)
+        if bundle in bundles:
+            made = known.get("sizes", {}).get(digest)
+            sizes[digest] = measure_sizes(bundle, on_path, made)
     print(f"timing {len(bundles)} bundles side by side", file=sys.stderr)
     times = measure_times(bundles, rounds, threads)
     rows = []
@@ -292,13 +283,13 @@ def build_table(
                 "architecture": manifest.architecture,
                 "width": manifest.width,
                 "head": manifest.head,
-                "precision": precision_of(bundle),
+                "precision": manifest.precision,
                 "classes": list(manifest.classes),
                 "input_size": list(manifest.input_size),
                 "parameters": parameters,
                 "macs": macs,
                 "mb": round(bundle.size / 1e6, 3),
-                "mb_by_precision": measure_sizes(bundle, on_path),
+                "mb_by_precision": sizes[bundle.digest],
                 "cpu_ms": round(spent["median_ms"], 3),
                 "cpu_min_ms": round(spent["min_ms"], 3),
                 "data": own[data_key(data)],
@@ -313,6 +304,7 @@ def build_table(
         "photographs": data_key(photographs) if photographs else "",
         "timing": {"rounds": rounds, "threads": threads, "backend": "openvino"},
         "figures": figures,
+        "sizes": sizes,
         "rows": rows,
     }
 
@@ -344,20 +336,25 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The tables, of held-out data and, if measured, of photographs."""
     rows = report["rows"]
     classes = list(dict.fromkeys(name for row in rows for name in row["classes"]))
-    head = ["bundle", "input", "params M", "MACs G", *(f"MB {p.upper()}" for p in PRECISIONS)]
+    head = ["bundle", "input", "params M", "MACs G", "MB FP32", "MB FP16", "MB INT8"]
     head += ["mIoU", "background", *classes, "PQ", "CPU ms", "mIoU lost to parent"]
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
         found = row["data"]
         cells = [row["name"], "x".join(map(str, row["input_size"]))]
         cells += [f"{row['parameters'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}"]
-        cells += [_number(row["mb_by_precision"].get(p), 1) for p in PRECISIONS]
+        cells += [_number(row["mb_by_precision"].get(stored), 1) for stored in STORED]
         cells.append(_number(found.get("miou")))
         cells += [_number(found.get(f"iou_{name}")) for name in ("background", *classes)]
         cells += [_number(found.get("pq")), _number(row["cpu_ms"], 1)]
         cells.append(f"{row['miou_lost']:+.3f} ({row['parent']})" if row["parent"] else "")
         lines.append(_line(cells))
-    text = "\n".join(lines)
+    source, versions = report["machine"], report["machine"]["versions"]
+    threads = report["timing"]["threads"] or source["cores"]
+    text = "\n".join(lines) + (
+        f"\n\nOn `{report['data']}`; CPU ms: median of one prediction at the input size on "
+        f"{source['cpu']}, {threads} cores, OpenVINO {versions['openvino']}, all bundles in turn."
+    )
     if not report["photographs"]:
         return text
     head = ["bundle", "foreground IoU", "item recall", "item precision", "PQ any class"]
@@ -384,16 +381,17 @@ def _number(value: float | None, digits: int = 3) -> str:
 def shortcomings(report: Mapping[str, Any]) -> list[str]:
     """Lines on what is not as the limits want it, or could not be measured well."""
     lines = []
-    busy = [r["name"] for r in report["rows"] if r["cpu_ms"] > BUSY * r["cpu_min_ms"]]
+    rows = report["rows"]
+    busy = [r["name"] for r in rows if r["cpu_ms"] > BUSY * r["cpu_min_ms"]]
     if busy:
         lines.append(
             f"the machine was busy: median times of {', '.join(busy)} are over {BUSY:g} times the "
             "least; measure again when it is idle"
         )
-    for row in report["rows"]:
+    for row in rows:
         if row["mb"] >= LIMIT_MB:
             lines.append(f"{row['name']}: {row['mb']:.1f} MB, not below {LIMIT_MB:g}")
-        if _number(row["miou_lost"]) and row["miou_lost"] >= LIMIT_LOSS:
+        if row["parent"] and row["miou_lost"] >= LIMIT_LOSS:
             lines.append(
                 f"{row['name']}: loses {row['miou_lost']:.3f} of mIoU against {row['parent']}, "
                 f"not below {LIMIT_LOSS:g}"
