@@ -77,6 +77,32 @@ def test_a_resumed_run_goes_on_as_the_unbroken_one(tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_a_killed_run_resumes_to_the_same_curve(tmp_path):
+    config = replace(SMALL, steps=30, heads=("binary",), sizes=("64x48",), workers=0)
+    run = tmp_path / "killed"
+    words = [sys.executable, "-m", "waste_seg_ros.cli", "train", "--run", str(run)]
+    words += ["--steps", "30", "--heads", "binary", "--threads", "1", *FLAGS]
+    process = subprocess.Popen([*words, "--checkpoint-seconds", "0.001"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(find_checkpoints(run)) < 2 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert len(log_of(run)) < 30
+    train(config, run, resume=True, quiet=True)
+    train(config, tmp_path / "whole", quiet=True)
+    curves = [
+        [(e["step"], e["losses"]) for e in log_of(tmp_path / name) if "losses" in e]
+        for name in ("whole", "killed")
+    ]
+    assert [step for step, _ in curves[0]] == list(range(1, 31))
+    assert curves[0] == curves[1]
+
+
 def test_steps_after_the_checkpoint_are_taken_from_the_log(tmp_path):
     train(SMALL, tmp_path, until_step=2, quiet=True)
     with (tmp_path / "log.jsonl").open("a") as log:
