@@ -160,6 +160,16 @@ class _Given:
     seen_s: float = 0.0  # when it was last among the tracks
 
 
+@dataclass(frozen=True)
+class _Option:
+    """An arm that can take an item."""
+
+    arm: Arm
+    time_s: float
+    sigma_s: float
+    due: bool  # it can be told now
+
+
 class Scheduler:
     """Gives items to arms; see the module's text for what it promises.
 
@@ -279,9 +289,9 @@ class Scheduler:
         alive: set[str],
         blocked: set[int],
         widths: Mapping[int, float],
-    ) -> dict[int, list[tuple[Arm, float, float]]]:
-        """By item: the living arms that can take it and have to be told now; time and sigma."""
-        options: dict[int, list[tuple[Arm, float, float]]] = {}
+    ) -> dict[int, list[_Option]]:
+        """By item: the living arms that can take it, now or later, along the belt."""
+        options: dict[int, list[_Option]] = {}
         params = self.params
         for number, track in tracks.items():
             given = self._orders.get(number)
@@ -308,21 +318,19 @@ class Scheduler:
                 self._waiting.add(number)
                 if arm.name not in alive or sigma_s > params.max_sigma_s:
                     continue
-                # Once an arm was dead for an item, only those behind it can know no better.
-                if given is not None and given.died and arm.x_m <= given.arm.x_m:
-                    continue
                 left = time_s - now_s
-                if sigma_s > params.good_sigma_s and left > params.lead_s + params.margin_s:
+                if left < params.lead_s:
                     continue
-                if params.lead_s <= left <= params.horizon_s:
-                    options.setdefault(number, []).append((arm, time_s, sigma_s))
+                late = left <= params.lead_s + params.margin_s
+                due = left <= params.horizon_s and (sigma_s <= params.good_sigma_s or late)
+                options.setdefault(number, []).append(_Option(arm, time_s, sigma_s, due))
         return options
 
     def _choose(
         self,
         now_s: float,
         tracks: Mapping[int, Track],
-        options: Mapping[int, list[tuple[Arm, float, float]]],
+        options: Mapping[int, list[_Option]],
     ) -> list[PickOrder]:
         """Give items in the order of their times, so that as many as may be find an arm.
 
@@ -340,28 +348,27 @@ class Scheduler:
         only: dict[str, list[float]] = {arm.name: [] for arm in self.arms}
         for choices in options.values():
             if len(choices) == 1:
-                only[choices[0][0].name].append(choices[0][1])
+                only[choices[0].arm.name].append(choices[0].time_s)
+
+        def fits(option: _Option, times: Sequence[float]) -> bool:
+            return all(abs(option.time_s - t) >= option.arm.cycle_s for t in times)
+
         orders = []
-        for number in sorted(options, key=lambda n: (options[n][0][1], n)):
+        for number in sorted(options, key=lambda n: (options[n][0].time_s, n)):
             choices = options[number]
-            free = [
-                (arm, time_s, sigma_s)
-                for arm, time_s, sigma_s in choices
-                if all(abs(time_s - other) >= arm.cycle_s for other in busy[arm.name])
-            ]
-            if not free:
+            free = [option for option in choices if fits(option, busy[option.arm.name])]
+            if len(choices) > 1:
+                free.sort(key=lambda option: not fits(option, only[option.arm.name]))
+            if not free or not free[0].due:
                 continue
-
-            def in_the_way(choice: tuple[Arm, float, float], several: bool) -> int:
-                arm, time_s, _ = choice
-                return several * sum(abs(time_s - t) < arm.cycle_s for t in only[arm.name])
-
-            several = len(choices) > 1
-            arm, time_s, sigma_s = min(
-                free, key=lambda choice: (in_the_way(choice, several), choice[0].x_m)
-            )
+            arm, time_s = free[0].arm, free[0].time_s
             order = PickOrder(
-                tracks[number], arm.name, now_s, time_s, sigma_s, time_s + self.params.expiry_s
+                tracks[number],
+                arm.name,
+                now_s,
+                time_s,
+                free[0].sigma_s,
+                time_s + self.params.expiry_s,
             )
             self._orders[number] = _Given(order, arm, due_s=time_s, seen_s=now_s)
             self._waiting.discard(number)
