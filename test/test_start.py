@@ -16,6 +16,7 @@ from waste_seg_ros.data.sample import CLASSES
 from waste_seg_ros.models import build_model
 from waste_seg_ros.runtime.bundle import save_bundle
 from waste_seg_ros.train.loop import TrainConfig, TrainingError, find_checkpoints, read_run, train
+from waste_seg_ros.train.losses import DistillSettings
 from waste_seg_ros.train.memory import is_out_of_memory, limited_memory
 from waste_seg_ros.train.start import freeze, open_teacher, start_from
 
@@ -168,16 +169,19 @@ def test_the_teacher_is_asked_and_followed(tmp_path):
         # There are items everywhere, which is not so.
         return {"binary": torch.full((len(image), 1, *image.shape[-2:]), 20.0)}
 
-    config = replace(SMALL, heads=("binary",), steps=8)
-    last = []
-    for name, factor in (("taught", 1000.0), ("left", 0.0)):
+    config = replace(SMALL, heads=("binary",), lr=0.02, steps=8)
+    curves = []
+    for name, factor in (("taught", 50.0), ("left", 0.0)):
         train(replace(config, distill=factor), tmp_path / name, quiet=True, teacher=teacher)
         lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
-        losses = [e["losses"]["distill_binary"] for e in map(json.loads, lines) if "losses" in e]
-        assert len(losses) == 8
-        last.append(np.mean(losses[-3:]))
+        curves.append([e["losses"] for e in map(json.loads, lines) if "losses" in e])
     assert len(asked) == 16
-    assert last[0] < 0.9 * last[1]
+    taught, left = curves
+    # The first step is of the same weights and batch.
+    assert taught[0]["distill_binary"] == left[0]["distill_binary"] > 0
+    added = 50.0 * DistillSettings().binary * left[0]["distill_binary"]
+    assert taught[0]["total"] - left[0]["total"] == pytest.approx(added, rel=1e-3)
+    assert taught[-1]["distill_binary"] < left[-1]["distill_binary"]
 
 
 def test_a_network_that_is_given_is_trained_and_resumes(tmp_path):
