@@ -1023,7 +1023,7 @@ def belt_frame(
 def draw_belt(
     image: Image, camera: Camera, plane: BeltPlane, view: View, lines: Sequence[str] = ()
 ) -> Image:
-    """Draw the belt frame, a grid of 0.1 m and the corners found over an image (RGB)."""
+    """Draw the belt frame, a grid and the corners found over an image (RGB)."""
     canvas = np.array(image, order="C")
     size = max(1, round(min(canvas.shape[:2]) / 400))
     places = to_belt(camera, plane, _belt_pixels(camera, plane, 17, 13))
@@ -1036,7 +1036,7 @@ def draw_belt(
             line = np.empty((60, 2))
             line[:, axis] = value
             line[:, 1 - axis] = np.linspace(low[1 - axis], high[1 - axis], 60)
-            bold = size + 1 if abs(value) < 1e-9 else size
+            bold = size if abs(value) < 1e-9 else max(1, size // 2)
             _draw_line(canvas, to_pixels(camera, plane, line), (90, 160, 255), bold)
     for place in view.pixels:
         cv2.circle(canvas, _pixel(place), 3 * size, (255, 220, 0), size, cv2.LINE_AA)
@@ -1054,7 +1054,7 @@ def draw_belt(
         for shade, thick in (((0, 0, 0), 3 * size + 2), (color, 2 * size)):
             cv2.arrowedLine(canvas, _pixel(origin), _pixel(end), shade, thick, cv2.LINE_AA, 0, 0.08)
         _write(canvas, name, (end[0] + 6 * size, end[1]), size, color)
-    for k, text in enumerate(lines):
+    for k, text in enumerate((*lines, f"grid of {step:g} m")):
         _write(canvas, text, (8 * size, (k + 1) * 20 * size), size, (255, 255, 255))
     return canvas
 
@@ -1266,10 +1266,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--at",
         default="0,0",
-        help="place of the board's middle in the belt frame [m] (%(default)s)",
+        help="place of the board's middle in the belt frame, as --at=x,y [m] (%(default)s)",
     )
     add("--thickness", type=float, default=0.0, help="of the board [m] (%(default)s)")
-    add("--robot", help="pose of the robot's base in the belt frame: x,y,z,roll,pitch,yaw [m, rad]")
+    add(
+        "--robot",
+        help="pose of the robot's base in the belt frame, as --robot=x,y,z,roll,pitch,yaw [m, rad]",
+    )
     add("--model", default="plumb_bob", choices=("plumb_bob", "rational_polynomial", "equidistant"))
     add("--max-error", type=float, default=2.0, help="refuse a belt less sure [mm] (%(default)s)")
     add("--every", type=float, default=0.5, help="video: take an image every so many s")
@@ -1404,7 +1407,7 @@ def _calibrate(args: argparse.Namespace, board: Board) -> None:
     sure = f", ± {math.degrees(motion.error):.2f} degrees" if motion.error else ""
     print(f"x, the belt's motion: {motion.text}{sure}; y to the left of it, z up")
     if motion.speed is not None:
-        print(f"speed: {motion.speed:.4f} ± {motion.speed_error:.4f} m/s")
+        print(f"speed: {motion.speed:.4f} ± {motion.speed_error:.1g} m/s")
     if args.times and motion.speed is None:
         print("speed: not measured, for it needs --motion views")
     picture = args.picture or args.output.with_suffix(".png")
