@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from waste_seg_ros.perception.draw import class_color, contact_sheet, draw_overlay
-from waste_seg_ros.perception.items import describe_items
+from waste_seg_ros.perception.grasp import Gripper
+from waste_seg_ros.perception.items import ItemParams, describe_items
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
 
 NAMES = ("paper", "bottle", "aluminum", "nylon")
@@ -135,3 +136,22 @@ def test_ids_are_those_at_the_middle_of_the_pixels(size, kind):
     scaled = scale_ids(ids, size)
     assert scaled.dtype == kind
     np.testing.assert_array_equal(scaled, ids[np.ix_(rows, columns)])
+
+
+def test_a_cup_is_drawn_as_a_circle_and_dashed_where_it_is_not_for_picking():
+    labels = np.zeros((240, 320), np.uint8)
+    labels[60:160, 60:160] = 1
+    instances = (labels > 0).astype(np.uint16)
+    image = np.zeros((240, 320, 3), np.uint8)
+    counts = []
+    for diameter in (60.0, 120.0):  # of the 100 pixels there are
+        params = ItemParams(gripper=Gripper(kind="suction", cup_diameter=diameter))
+        (item,) = describe_items(instances, labels, None, (320, 240), params)
+        assert item.pickable is (diameter < 100)
+        white = draw_overlay(image, instances, [item]).min(axis=2) > (200 if item.pickable else 110)
+        y, x = np.nonzero(white[62:158, 62:158])
+        away = np.hypot(x + 62 - item.grasp_center[0], y + 62 - item.grasp_center[1])
+        rim = np.abs(away - item.grasp_width / 2) < 1.5
+        assert (rim | (away < 6)).all()  # a cross marks the middle
+        counts.append(int(rim.sum()))
+    assert 0 < counts[1] < 0.7 * counts[0]

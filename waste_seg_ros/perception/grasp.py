@@ -383,16 +383,17 @@ def _chords(shape: Complex, directions: Complex, patch: float) -> _Chords:
     )  # (D, P), from the centre of mass outwards
     place = PLACES * end
     above = across[:, None] > place[:, :, None]
-    turn, line, corner = np.nonzero(above != _next(above))
+    # Much faster than np.nonzero, and sorted by line all the same.
+    line, corner = np.divmod(np.flatnonzero(above != _next(above)), len(shape))
+    turn = line // len(PLACES)
     following = (corner + 1) % len(shape)
-    offset = place[turn, line]
+    offset = place.ravel()[line]
     before = across[turn, corner]
     share = (offset - before) / (across[turn, following] - before)
     start = along[turn, corner]
     position = start + share * (along[turn, following] - start)
 
     # Every line crosses a ring an even number of times, so that sorted crossings pair off.
-    line += turn * len(PLACES)
     order = np.lexsort((position, line))
     count = np.bincount(line)
     last = np.cumsum(count)[count > 2]
@@ -580,7 +581,8 @@ class _Obstacles:
 
 def _hits(start: Complex, end: Complex, near: float, far: float, half: float) -> NDArray[np.bool_]:
     """Which edges meet the box near <= x <= far, |y| <= half (by separating axes)."""
-    x0, x1, y0, y1 = start.real, end.real, start.imag, end.imag
+    x0, x1 = start.real.copy(), end.real.copy()  # in one piece, which is faster
+    y0, y1 = start.imag.copy(), end.imag.copy()
     middle, reach = (near + far) / 2, (far - near) / 2
     dx, dy = x1 - x0, y1 - y0
     return (
