@@ -82,7 +82,7 @@ class TransferConfig:
     images: tuple[int, ...] = (10, 50, 200)
     repeats: int = 1
     held_out: int = 100
-    steps: int = 500
+    steps: int = 400
     batch: int = 8
     lr: float = 2e-3
     scratch_lr: float = 4e-3
