@@ -320,7 +320,7 @@ def follow(
             if number in recording.places
             else seen.position + np.array([speed * late, 0.0])
             for number, seen in picture.truth.items()
-            if not seen.truncated and seen.visible > 0.5
+            if not seen.truncated
         }
         at = {track.id: track.position for track in tracks if track.source >= 0 and track.whole}
         pairs = {

@@ -131,7 +131,7 @@ class TrackerParams:
 
     speed: float = 0.0
     speed_sigma: float = 1.0
-    speed_walk: float = 0.005
+    speed_walk: float = 0.003
     stamp_sigma_s: float = 0.001
     walk_m: float = 0.002
     gate: float = 13.8
