@@ -111,6 +111,37 @@ def to_array(message: Any) -> np.ndarray:
     return view
 
 
+def to_depth(message: Any) -> np.ndarray:
+    """View a sensor_msgs/Image of depths (REP 118).
+
+    Args:
+        message: the message, or any object with its fields.
+
+    Returns:
+        read-only view of the message's data, (H, W): float32 in metres for ``32FC1``, uint16 in
+        millimetres for ``16UC1`` and ``mono16``.
+
+    Raises:
+        ImageError: another encoding, or the fields contradict each other.
+    """
+    if message.encoding in ("16UC1", "mono16"):
+        return to_array(message)
+    if message.encoding != "32FC1":
+        raise ImageError(
+            f"depth encoding '{message.encoding}' is not supported; make the camera send 32FC1 "
+            "(metres) or 16UC1 (millimetres)"
+        )
+    height, width, step = message.height, message.width, message.step
+    if not 0 < height * width <= MAX_PIXELS or step < 4 * width:
+        raise ImageError(f"depth image of {width}x{height} with rows of {step} bytes")
+    if len(message.data) < height * step:
+        raise ImageError(f"depth image has {len(message.data)} bytes; {height * step} are needed")
+    kind = np.dtype(">f4" if message.is_bigendian else "<f4")
+    view: np.ndarray = np.ndarray((height, width), kind, memoryview(message.data), 0, (step, 4))
+    view.flags.writeable = False
+    return view
+
+
 def to_image(pixels: np.ndarray, encoding: str, header: Any) -> Any:
     """Make a sensor_msgs/Image from an array.
 

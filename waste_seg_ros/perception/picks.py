@@ -222,6 +222,7 @@ class Scheduler:
         alive: Collection[str],
         *,
         blocked: Collection[int] = (),
+        unfit: Mapping[str, Collection[int]] | None = None,
         widths: Mapping[int, float] | None = None,
     ) -> tuple[PickOrder, ...]:
         """Announce what has become due.
@@ -231,7 +232,8 @@ class Scheduler:
             tracks: all items of the belt.
             alive: names of the arms that are ready.
             blocked: numbers of items that cannot be picked now.
-            widths: opening that a grasp of the item needs [m], by number; else its width counts.
+            unfit: by an arm's name, numbers of items that its gripper cannot hold.
+            widths: opening that jaws need for the item [m], by number; else its width counts.
 
         Returns:
             new orders, sorted by pick time.
@@ -249,7 +251,7 @@ class Scheduler:
         alive = set(alive)
         by_id = {track.id: track for track in tracks}
         self._review(now_s, by_id, alive)
-        options = self._options(now_s, by_id, alive, set(blocked), widths or {})
+        options = self._options(now_s, by_id, alive, set(blocked), unfit or {}, widths or {})
         orders = self._choose(now_s, by_id, options)
         self.given += len(orders)
         self._count_late(by_id)
@@ -288,6 +290,7 @@ class Scheduler:
         tracks: Mapping[int, Track],
         alive: set[str],
         blocked: set[int],
+        unfit: Mapping[str, Collection[int]],
         widths: Mapping[int, float],
     ) -> dict[int, list[_Option]]:
         """By item: the living arms that can take it, now or later, along the belt."""
@@ -302,11 +305,13 @@ class Scheduler:
             if track.hidden_s > params.max_hidden_s:
                 continue
             name = self._class_name(track.class_index)
-            width = widths.get(number, track.width)
             y = float(track.position[1])
             for arm in self.arms:
                 if arm.classes and name not in arm.classes:
                     continue
+                if number in unfit.get(arm.name, ()):
+                    continue
+                width = widths.get(number, track.width) if arm.gripper == "jaws" else track.width
                 if not arm.opening[0] <= width <= arm.opening[1]:
                     continue
                 margin = params.lane_margin_m
