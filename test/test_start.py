@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from waste_seg_ros.cli import main
 from waste_seg_ros.data.sample import CLASSES
@@ -103,6 +104,27 @@ def test_a_bundle_that_does_not_fit_is_named(parent):
     bundle, _ = parent
     with pytest.raises(ValueError, match=r"it is enet of width 0\.25.*bisenet of width 0\.25"):
         start_from(model_of(name="bisenet"), str(bundle.path))
+
+
+def test_an_encoder_starts_from_a_file(tmp_path):
+    encoder = model_of(name="icnet", seed=5).trunk.encoder
+    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
+    train(
+        replace(
+            SMALL,
+            architecture="icnet",
+            heads=("binary",),
+            encoder=str(tmp_path / "encoder.safetensors"),
+            freeze="encoder",
+            steps=1,
+            lr=1e-9,
+        ),
+        tmp_path / "run",
+        quiet=True,
+    )
+    found = read_run(tmp_path / "run")[1].trunk.encoder.state_dict()
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(found[key], value), key
 
 
 @pytest.mark.parametrize("what", ["encoder", "trunk"])
