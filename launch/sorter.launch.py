@@ -1,4 +1,4 @@
-"""ros2 launch waste_seg_ros sorter.launch.py: camera (or yours), segmenter and, on wish, rviz2.
+"""ros2 launch waste_seg_ros sorter.launch.py: camera (or yours), segmenter and, on wish, more.
 
 A translation of waste_seg_ros.graph, where the arguments and nodes are described.
 """

@@ -95,6 +95,37 @@ def test_camera_arguments_without_the_camera_are_refused() -> None:
             sorter_graph(camera=False, **arguments)
 
 
+def test_arms_come_with_the_tracker_and_from_its_file(tmp_path: Path) -> None:
+    assert set(by_name(sorter_graph(tracking=True))) == {"camera", "segmenter", "tracker"}
+    file = tmp_path / "arms.yaml"
+    file.write_text(
+        "arms:\n"
+        "  - {name: first, x: 1.0, lane: [-1, 1]}\n"
+        "  - {name: number 2, x: 2.0, lane: [-1, 1]}\n"
+        "  - {name: third, x: 3.0, lane: [-1, 1]}\n"
+    )
+    nodes = by_name(
+        sorter_graph(
+            arms=2,
+            arms_file=str(file),
+            namespace="line1",
+            camera_info_topic="/info",
+            tracker_parameters={"speed": 0.5},
+        )
+    )
+    tracker = nodes["tracker"]
+    assert tracker.parameters == {"arms": str(file), "speed": 0.5}
+    assert tracker.required and tracker.remappings["camera_info"] == "/info"
+    arms = [node for node in nodes.values() if node.executable == "arm"]
+    assert [arm.parameters for arm in arms] == [{"arm": "first"}, {"arm": "number 2"}]
+    assert [arm.name for arm in arms] == ["sim_first", "sim_number_2"], "names that ROS takes"
+    assert all(arm.namespace == "line1" and not arm.required for arm in arms)
+    with pytest.raises(ValueError, match=r"4 are asked for, but .*arms\.yaml has 3"):
+        sorter_graph(arms=4, arms_file=str(file))
+    with pytest.raises(ValueError, match=r"nothing\.yaml"):
+        sorter_graph(arms=1, arms_file=str(tmp_path / "nothing.yaml"))
+
+
 def test_rviz_follows_the_namespace_and_may_be_closed() -> None:
     rviz = by_name(sorter_graph(rviz=True, namespace="/line1/"))["rviz"]
     assert not rviz.required
@@ -110,9 +141,7 @@ def test_arguments_are_the_functions_parameters() -> None:
     parameters = inspect.signature(sorter_graph).parameters
     defaults = {a.name: a.default for a in ARGUMENTS}
     assert defaults == {
-        name: p.default
-        for name, p in parameters.items()
-        if name not in ("camera_parameters", "segmenter_parameters")
+        name: p.default for name, p in parameters.items() if not name.endswith("_parameters")
     }
 
 
@@ -121,7 +150,13 @@ def test_arguments_are_parsed_by_type_and_choice() -> None:
     assert argument["camera"].parse("False") is False
     assert argument["rate"].parse("12") == 12.0
     assert argument["head"].parse("binary") == "binary"
-    for name, text in (("camera", "maybe"), ("rate", "fast"), ("head", "polygon")):
+    assert argument["arms"].parse("2") == 2
+    for name, text in (
+        ("camera", "maybe"),
+        ("rate", "fast"),
+        ("head", "polygon"),
+        ("arms", "2.5"),
+    ):
         with pytest.raises(ValueError, match=f"argument {name} takes .*'{text}'"):
             argument[name].parse(text)
 
@@ -141,17 +176,17 @@ def test_a_contradiction_on_the_command_line_is_an_error(capsys) -> None:
     assert "camera:=false" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["camera", "segmenter"])
+@pytest.mark.parametrize("name", ["camera", "segmenter", "tracker"])
 def test_the_shipped_parameter_files_show_the_defaults(ros, start_node, name: str) -> None:
     """Each value is that of a node that was started without the file."""
     from rcl_interfaces.srv import GetParameters
     from rclpy.parameter import parameter_value_to_python
 
-    (node,) = (spec for spec in sorter_graph() if spec.name == name)
+    (node,) = (spec for spec in sorter_graph(tracking=True) if spec.name == name)
     text = yaml.safe_load(Path(node.parameter_files[0]).read_text())
     shipped = text[f"/**/{name}"]["ros__parameters"]
 
-    start_node(name, {"autostart": False} if name == "segmenter" else {})
+    start_node(name, {} if name == "camera" else {"autostart": False})
     request = GetParameters.Request(names=list(shipped))
     response = ros.call(GetParameters, f"/{name}/get_parameters", request)
     declared = map(parameter_value_to_python, response.values)

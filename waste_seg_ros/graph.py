@@ -7,6 +7,7 @@ starts it as plain processes where launch is not installed. Nothing here imports
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,10 @@ class Argument:
                 return float(text)
             except ValueError:
                 raise ValueError(f"argument {self.name} takes a number, not '{text}'") from None
+        if isinstance(self.default, int):
+            if text.isdecimal():
+                return int(text)
+            raise ValueError(f"argument {self.name} takes a whole number, not '{text}'")
         if text and self.choices and text not in self.choices:
             raise ValueError(
                 f"argument {self.name} takes one of {', '.join(self.choices)}, not '{text}'"
@@ -86,7 +91,11 @@ ARGUMENTS = (
     ),
     Argument("image_transport", "", "segmenter: how images arrive", ("raw", "compressed")),
     Argument("camera", True, "start the camera node; false where a camera driver publishes"),
+    Argument("tracking", False, "start the tracker: tracks in metres, and picks for the arms"),
+    Argument("arms", 0, "simulated arms to start, with the tracker: the first of arms_file"),
+    Argument("arms_file", "", "tracker: YAML file of the arms; by default config/arms.yaml"),
     Argument("rviz", False, "start rviz2 with the sorter's view"),
+    Argument("dashboard", False, "serve the dashboard for a browser, on this machine only"),
     Argument("params_file", "", "YAML file of node parameters, over those in config/"),
 )
 
@@ -103,15 +112,20 @@ def sorter_graph(
     camera_info_topic: str = "",
     image_transport: str = "",
     camera: bool = True,
+    tracking: bool = False,
+    arms: int = 0,
+    arms_file: str = "",
     rviz: bool = False,
+    dashboard: bool = False,
     params_file: str = "",
     camera_parameters: Mapping[str, ParameterValue] | None = None,
     segmenter_parameters: Mapping[str, ParameterValue] | None = None,
+    tracker_parameters: Mapping[str, ParameterValue] | None = None,
 ) -> list[NodeSpec]:
-    """Describe the nodes that run one sorting line: camera, segmenter and, on wish, rviz2.
+    """Describe the nodes of one sorting line: camera, segmenter; on wish what else there is.
 
-    The arguments are those of :data:`ARGUMENTS`; ``camera_parameters`` and
-    ``segmenter_parameters`` are further node parameters.
+    The arguments are those of :data:`ARGUMENTS`; ``camera_parameters``,
+    ``segmenter_parameters`` and ``tracker_parameters`` are further node parameters.
 
     Raises:
         ValueError: two arguments contradict each other.
@@ -121,21 +135,9 @@ def sorter_graph(
         for name, value in (("source", source), ("rate", rate), ("parameters", camera_parameters)):
             if value:
                 raise ValueError(f"{name} is for the camera node, which camera:=false leaves out")
-    if params_file:
-        params_file = os.path.abspath(os.path.expanduser(params_file))
-        if not os.path.isfile(params_file):
-            raise FileNotFoundError(f"params_file: there is no file {params_file}")
+    params_file = _existing(params_file)
     namespace = namespace.strip("/")
-
-    remappings = {}
-    if image_topic:
-        remappings["image_raw"] = image_topic
-        remappings["image_raw/compressed"] = f"{image_topic}/compressed"
-        # Camera drivers publish the two side by side (REP 104 and image_transport).
-        beside = image_topic[: image_topic.rfind("/") + 1] + "camera_info"
-        camera_info_topic = camera_info_topic or beside
-    if camera_info_topic:
-        remappings["camera_info"] = camera_info_topic
+    remappings = _remappings(image_topic, camera_info_topic)
 
     def node(name: str, parameters: Mapping[str, ParameterValue | None]) -> NodeSpec:
         shipped = share_folder() / "config" / f"{name}.yaml"
@@ -168,9 +170,25 @@ def sorter_graph(
             },
         )
     )
+    if tracking or arms:
+        arms_file = os.path.abspath(os.path.expanduser(arms_file)) if arms_file else ""
+        graph.append(node("tracker", {"arms": arms_file or None, **(tracker_parameters or {})}))
+        graph += _simulated_arms(arms, arms_file, namespace, params_file)
+    if dashboard:
+        folder = (segmenter_parameters or {}).get("bundles_dir")
+        graph.append(
+            dashboard_node(
+                namespace=namespace,
+                image_topic=image_topic,
+                camera_info_topic=camera_info_topic,
+                image_transport=image_transport,
+                bundles_dir=str(folder or ""),
+                params_file=params_file,
+            )
+        )
     if rviz:
         # The view names its topics from the root.
-        topics = ("overlay", "markers") if namespace else ()
+        topics = ("overlay", "markers", "track_markers") if namespace else ()
         graph.append(
             NodeSpec(
                 name="rviz",
@@ -183,6 +201,90 @@ def sorter_graph(
             )
         )
     return graph
+
+
+def dashboard_node(
+    *,
+    namespace: str = "",
+    image_topic: str = "",
+    camera_info_topic: str = "",
+    image_transport: str = "",
+    bundles_dir: str = "",
+    params_file: str = "",
+    host: str | None = None,
+    port: int | None = None,
+) -> NodeSpec:
+    """Describe the dashboard of a line; what is not given is left to the parameter files.
+
+    Raises:
+        FileNotFoundError: ``params_file`` does not exist.
+    """
+    params_file = _existing(params_file)
+    given = {
+        "host": host,
+        "port": port,
+        "image_transport": image_transport or None,
+        "bundles_dir": bundles_dir or None,
+    }
+    shipped = share_folder() / "config" / "dashboard.yaml"
+    return NodeSpec(
+        name="dashboard",
+        executable="dashboard",
+        namespace=namespace.strip("/"),
+        parameter_files=(str(shipped), *([params_file] if params_file else [])),
+        parameters={key: value for key, value in given.items() if value is not None},
+        remappings=_remappings(image_topic, camera_info_topic),
+        required=False,  # the line runs on without onlookers
+    )
+
+
+def _simulated_arms(count: int, arms_file: str, namespace: str, params_file: str) -> list[NodeSpec]:
+    """Describe the first so many arms of a file.
+
+    Raises:
+        ValueError: the file cannot be read, or has fewer.
+    """
+    if not count:
+        return []
+    from waste_seg_ros.perception.picks import read_arms
+
+    file = Path(arms_file) if arms_file else share_folder() / "config" / "arms.yaml"
+    known = read_arms(file)
+    if not 0 < count <= len(known):
+        raise ValueError(f"arms: {count} are asked for, but {file} has {len(known)}; add them")
+    return [
+        NodeSpec(
+            name=re.sub(r"\W", "_", f"sim_{arm.name}"),
+            executable="arm",
+            namespace=namespace,
+            parameter_files=(params_file,) if params_file else (),
+            parameters={"arm": arm.name},
+            required=False,  # others take over
+        )
+        for arm in known[:count]
+    ]
+
+
+def _existing(params_file: str) -> str:
+    """The absolute path of a file that is given, else nothing."""
+    if params_file:
+        params_file = os.path.abspath(os.path.expanduser(params_file))
+        if not os.path.isfile(params_file):
+            raise FileNotFoundError(f"params_file: there is no file {params_file}")
+    return params_file
+
+
+def _remappings(image_topic: str, camera_info_topic: str) -> dict[str, str]:
+    remappings = {}
+    if image_topic:
+        remappings["image_raw"] = image_topic
+        remappings["image_raw/compressed"] = f"{image_topic}/compressed"
+        # Camera drivers publish the two side by side (REP 104 and image_transport).
+        beside = image_topic[: image_topic.rfind("/") + 1] + "camera_info"
+        camera_info_topic = camera_info_topic or beside
+    if camera_info_topic:
+        remappings["camera_info"] = camera_info_topic
+    return remappings
 
 
 def share_folder() -> Path:
