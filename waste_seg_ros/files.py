@@ -35,6 +35,15 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk itself. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_png(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
     """Write (H, W, 3) uint8 RGB, or (H, W) uint8 or uint16, as a PNG. Raises OSError."""
     done, data = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)

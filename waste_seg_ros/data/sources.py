@@ -6,6 +6,7 @@
     coco-upright:...                      likewise, annotated on pictures turned by their EXIF data
     folder:DIR                            DIR/images and DIR/masks
     cityscapes:ROOT:SPLIT                 the layout of Cityscapes
+    store:DIR                             samples labelled on the line, see `fewshot.store`
 
 ``@WEIGHT`` at the end of one says how often it is drawn from among several: ``synthetic:1@3``
 with ``folder:mine`` gives three scenes for every photograph. Without it the weight is 1.
@@ -35,7 +36,7 @@ from waste_seg_ros.data.synthetic import synthetic_sample
 
 SPECS = (
     "synthetic:SEED[:COUNT[:WIDTHxHEIGHT]], coco:ANNOTATIONS.json:IMAGES[:NAMES[:KEY]] "
-    "(or coco-upright:...), folder:DIR or cityscapes:ROOT:SPLIT"
+    "(or coco-upright:...), folder:DIR, cityscapes:ROOT:SPLIT or store:DIR"
 )
 """What a specification may be, for messages."""
 
@@ -205,6 +206,10 @@ def _open(
         from waste_seg_ros.data.cityscapes import CityscapesDataset
 
         return CityscapesDataset(Path(parts[0]), parts[1], classes, strict=strict)
+    if kind == "store" and rest:
+        from waste_seg_ros.fewshot.store import StoreDataset
+
+        return StoreDataset(Path(rest), classes, strict=strict)
     raise DataError(f"data {spec!r} is not understood; it must be {SPECS}")
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from waste_seg_ros.files import sync
 from waste_seg_ros.runtime import HEADS, STORED
 
 if TYPE_CHECKING:
@@ -394,7 +395,7 @@ def halve(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load_model(bundle: Bundle) -> SegmentationModel:
     """The bundle's network in torch, in eval mode. Raises BundleError if the weights do not fit."""
-    from waste_seg_ros.models import build_model
+    from waste_seg_ros.models import build_model, load_weights
 
     manifest = bundle.manifest
     try:
@@ -402,8 +403,10 @@ def load_model(bundle: Bundle) -> SegmentationModel:
     except ValueError as error:
         raise BundleError(f"{bundle.path / MANIFEST}: {error}") from error
     try:
-        model.load_state_dict(read_weights(bundle), strict=True)
-    except RuntimeError as error:
+        load_weights(model, read_weights(bundle))
+    except BundleError:
+        raise
+    except ValueError as error:
         raise BundleError(
             f"{bundle.path / WEIGHTS}: not the weights of {manifest.architecture} with head "
             f"{manifest.head}: {error}"
@@ -435,22 +438,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)
-            _sync(file)
+            sync(file)
         temporary.chmod(0o755)
-        _sync(temporary)
+        sync(temporary)
         temporary.rename(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)
 
 
 def save_bundle(
@@ -488,7 +483,7 @@ def save_bundle(
     """
     from safetensors.torch import save_file
 
-    from waste_seg_ros.models import build_model
+    from waste_seg_ros.models import build_model, load_weights
     from waste_seg_ros.runtime.export import export_onnx
 
     path = Path(path)
@@ -508,8 +503,8 @@ def save_bundle(
     }
     _check_finite(weights, str(path))
     try:
-        single.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+        load_weights(single, weights)
+    except ValueError as error:
         raise BundleError(f"{path}: the model has no {head} head: {error}") from error
     single.eval()
     manifest = Manifest(
