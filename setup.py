@@ -21,6 +21,7 @@ setup(
     maintainer=package.findtext("maintainer"),
     maintainer_email=package.find("maintainer").get("email"),
     packages=find_packages(include=["waste_seg_ros", "waste_seg_ros.*"]),
+    package_data={"waste_seg_ros.dashboard": ["static/*"]},
     python_requires=">=3.11",
     install_requires=[line for line in (r.partition("#")[0].strip() for r in requirements) if line],
     entry_points={

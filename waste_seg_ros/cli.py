@@ -16,6 +16,7 @@ from collections.abc import Sequence
 COMMANDS = (
     ("demo", "waste_seg_ros.demo", "run camera and segmenter for a while and sum up"),
     ("up", "waste_seg_ros.launcher", "run camera and segmenter until Ctrl-C"),
+    ("dashboard", "waste_seg_ros.dashboard", "show a running line to browsers"),
     ("train", "waste_seg_ros.train.loop", "train a model and write its bundle"),
     ("eval", "waste_seg_ros.train.evaluate", "measure a bundle on labelled images"),
     ("compress", "waste_seg_ros.train.compress", "make a bundle smaller and faster"),

@@ -57,17 +57,22 @@ def command_line(spec: NodeSpec) -> list[str]:
             raise LaunchError(
                 f"{spec.executable} is not installed; it comes with ROS: apt install {package}"
             )
-    command += [*spec.arguments, "--ros-args", "-r", f"__node:={spec.name}"]
+    return [*command, *spec.arguments, *ros_arguments(spec)]
+
+
+def ros_arguments(spec: NodeSpec) -> list[str]:
+    """Return the part of a node's command line that ROS reads."""
+    arguments = ["--ros-args", "-r", f"__node:={spec.name}"]
     if spec.namespace:
-        command += ["-r", f"__ns:=/{spec.namespace}"]
+        arguments += ["-r", f"__ns:=/{spec.namespace}"]
     for file in spec.parameter_files:
-        command += ["--params-file", file]
+        arguments += ["--params-file", file]
     for name, value in spec.parameters.items():
         # rcl reads values as YAML, of which JSON is a part that keeps "1" and 1 apart.
-        command += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
+        arguments += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
     for source, target in spec.remappings.items():
-        command += ["-r", f"{source}:={target}"]
-    return command
+        arguments += ["-r", f"{source}:={target}"]
+    return arguments
 
 
 class Supervisor:
