@@ -16,6 +16,9 @@ from collections.abc import Sequence
 COMMANDS = (
     ("demo", "waste_seg_ros.demo", "run camera and segmenter for a while and sum up"),
     ("up", "waste_seg_ros.launcher", "run camera and segmenter until Ctrl-C"),
+    ("doctor", "waste_seg_ros.doctor", "look whether all is in place, and tell the mends"),
+    ("record", "waste_seg_ros.record", "record the topics to MCAP files"),
+    ("replay", "waste_seg_ros.replay", "play a recording, or measure on it"),
     ("dashboard", "waste_seg_ros.dashboard", "show a running line to browsers"),
     ("train", "waste_seg_ros.train.loop", "train a model and write its bundle"),
     ("eval", "waste_seg_ros.train.evaluate", "measure a bundle on labelled images"),
