@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import json
 import logging
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from waste_seg_ros.data.synthetic import synthetic_sample
 from waste_seg_ros.models import HEADS, build_model, decide
 from waste_seg_ros.runtime import backends
 from waste_seg_ros.runtime.backends import BackendError, input_size_for, load_backend
-from waste_seg_ros.runtime.bundle import MEAN, STD, BundleError, open_bundle, save_bundle
+from waste_seg_ros.runtime.bundle import MEAN, STD, BundleError, save_bundle
 from waste_seg_ros.runtime.export import Deploy, check_graph, deploy
 
 RUNTIMES = [
@@ -258,18 +257,3 @@ def test_an_export_that_differs_is_refused(model, bundles):
     check_graph(deploy(model, bundles["semantic"].manifest), path, [SIZE])
     with pytest.raises(BundleError, match="labels that .* of a 96x64 test frame"):
         check_graph(other, path, [SIZE])
-
-
-def test_bench_writes_its_figures(bundles, tmp_path, capsys):
-    from waste_seg_ros.cli import main
-
-    output = tmp_path / "bench.json"
-    arguments = ["bench", "--model", str(bundles["binary"].path), "--runs", "5", "--threads", "1"]
-    assert main([*arguments, "--output", str(output)]) == 0
-    report = json.loads(output.read_text())
-    assert report["model"] == open_bundle(bundles["binary"].path).reference
-    assert report["size"] == list(SIZE)
-    for figures in report["backends"].values():
-        assert 0 < figures["min_ms"] <= figures["p50_ms"] <= figures["p90_ms"] <= figures["p99_ms"]
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in report["backends"])

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from waste_seg_ros import demo_arms
 from waste_seg_ros.data.sample import CLASSES, Sample, rename_labels
 from waste_seg_ros.files import write_json, write_png
 from waste_seg_ros.runtime import HEADS, KINDS
@@ -96,6 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=25.0, help="pictures per second")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic line")
     parser.add_argument(
+        "--arms",
+        type=int,
+        default=0,
+        metavar="N",
+        help="let so many simulated arms pick the synthetic line's items",
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("sorter-demo"), help="folder for film and summary"
     )
     parser.add_argument(
@@ -111,6 +119,12 @@ def run(args: argparse.Namespace) -> int:
     if not 0.1 <= args.rate <= 1000:
         print("error: --rate takes 0.1 to 1000 pictures per second", file=sys.stderr)
         return 2
+    if args.arms and args.source != "synthetic":
+        print("error: --arms needs the synthetic line, whose truth is known", file=sys.stderr)
+        return 2
+    if not 0 <= args.arms <= demo_arms.MOST:
+        print(f"error: --arms takes 0 to {demo_arms.MOST}", file=sys.stderr)
+        return 2
     try:
         return _run(args)
     except (DemoError, OSError) as error:
@@ -122,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
     output: Path = args.output.expanduser()
     output.mkdir(parents=True, exist_ok=True)
     plan = _plan(args)
-    domain = _isolate()
+    domain = isolate()
     specs = _graph(args, plan)
 
     # After the domain is chosen: rclpy reads it when it starts.
@@ -139,7 +153,8 @@ def _run(args: argparse.Namespace) -> int:
     try:
         board = Board()
         with Recording(output, args.rate) as recording, _stop_requests() as requested:
-            recorder = Recorder(board, recording, plan.truth is not None)
+            picks = demo_arms.PickRecord(args.arms) if args.arms else None
+            recorder = Recorder(board, recording, plan.truth is not None, picks)
             executor = SingleThreadedExecutor()
             executor.add_node(recorder.node)
 
@@ -181,6 +196,8 @@ def _run(args: argparse.Namespace) -> int:
     if plan.truth is not None:
         print("comparing with the truth ...", flush=True)
     summary = _summary(args, plan, recording, board, load)
+    if picks is not None:
+        summary["arms"] = picks.summary(board.health())
     write_json(output / "summary.json", summary)
     print(_report(summary))
     written = sorted(p.name for p in output.iterdir() if not p.name.startswith("."))
@@ -220,7 +237,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         from waste_seg_ros.data.synthetic import SyntheticLine
 
         line = SyntheticLine(seed=args.seed)
-        frames = 0 if args.keep_running else args.frames or FRAMES
+        usual = demo_arms.FRAMES if args.arms else FRAMES
+        frames = 0 if args.keep_running else args.frames or usual
 
         def rendered(name: str) -> Sample:
             return line.frame(float(name.split(":")[2])).sample
@@ -267,6 +285,10 @@ def _graph(args: argparse.Namespace, plan: Plan) -> list[Any]:
     }
     if plan.annotations is not None:
         camera["truth"] = str(plan.annotations)
+    arms_file = ""
+    if args.arms:
+        arms_file = str(args.output.expanduser() / "arms.yaml")
+        demo_arms.write_arms(Path(arms_file), args.arms)
     try:
         specs = sorter_graph(
             source=str(path.resolve()) if path.exists() else args.source,
@@ -274,15 +296,18 @@ def _graph(args: argparse.Namespace, plan: Plan) -> list[Any]:
             model=args.model,
             head=args.head,
             backend=args.backend,
+            arms=args.arms,
+            arms_file=arms_file,
             camera_parameters=camera,
+            tracker_parameters={"horizon": demo_arms.HORIZON},
         )
     except (ValueError, FileNotFoundError) as error:
         raise DemoError(str(error)) from error
-    # The camera ends when it has shown all; the segmenter must not end before.
+    # The camera ends when it has shown all; the others must not end before.
     return [dataclasses.replace(spec, required=spec.name != "camera") for spec in specs]
 
 
-def _isolate() -> int:
+def isolate() -> int:
     """Keep to this machine, and to a domain of our own unless the user has chosen one."""
     os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     os.environ.pop("ROS_LOCALHOST_ONLY", None)
@@ -445,15 +470,21 @@ def _letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class Recorder:
     """The node that hears all there is, and lets the camera begin."""
 
-    def __init__(self, board: Any, recording: Recording, truth: bool) -> None:
+    def __init__(
+        self,
+        board: Any,
+        recording: Recording,
+        truth: bool,
+        picks: demo_arms.PickRecord | None = None,
+    ) -> None:
         import rclpy
         from diagnostic_msgs.msg import DiagnosticArray
         from rcl_interfaces.srv import SetParameters
         from sensor_msgs.msg import CameraInfo, Image
 
-        from waste_seg_ros.msg import WasteItemArray
+        from waste_seg_ros.msg import Pick, WasteItemArray
 
-        self.board, self.recording = board, recording
+        self.board, self.recording, self.picks = board, recording, picks
         self.node = rclpy.create_node("demo")
         self._matched: dict[str, int] = {}
         self._truth = truth
@@ -464,6 +495,8 @@ class Recorder:
             self._subscribe(Image, topic, functools.partial(self._on_ids, topic))
         if truth:
             self._subscribe(WasteItemArray, "truth/items", self._on_name)
+        if picks is not None:
+            self._subscribe(Pick, "picks", picks.orders.append)
         self._begin = self.node.create_client(SetParameters, "camera/set_parameters")
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
@@ -484,12 +517,19 @@ class Recorder:
         """Whether nothing that is published from now on is lost: both ends know of each other."""
         health = self.board.health()
         values: dict[str, str] = {}
-        for name in ("segmenter: output", "camera: source"):
+        names = ["segmenter: output", "camera: source"]
+        wanted = {topic: 1 for topic in self._matched}
+        wanted |= {"camera_info": 2, "image_raw": 1}  # the segmenter's are among them
+        if self.picks is not None:  # and those of the tracker and the arms
+            names += ["tracker: arms"]
+            more = 1 + self.picks.arms
+            wanted |= {"camera_info": 3, "items": 2, "picks": more, "truth/items": more}
+        for name in names:
             if name not in health:
                 return False
             values |= health[name].values
-        wanted = {topic: 1 for topic in self._matched}
-        wanted |= {"camera_info": 2, "image_raw": 1}  # the segmenter's are among them
+        if list(values.values()).count("ready") < (self.picks.arms if self.picks else 0):
+            return False
         known = {topic: int(values.get(f"subscribers of {topic}", 0)) for topic in wanted}
         return all(self._matched.values()) and all(known[t] >= n for t, n in wanted.items())
 
@@ -523,6 +563,8 @@ class Recorder:
 
     def _on_name(self, array: Any) -> None:
         self.recording.names[_stamp(array)] = array.model
+        if self.picks is not None:
+            self.picks.add_truth(array)
 
     def _on_diagnostics(self, array: Any) -> None:
         self.board.add_diagnostics(array)
@@ -585,8 +627,9 @@ def _watch(
             heard, changed = counts, now
         if ended == math.inf and "camera" in nodes.exit_codes:
             ended = now
-        # After the camera's last picture all that is on its way may still arrive.
-        if now - max(ended, changed) > 1.0:
+        # After the camera's last picture all that is on its way may still arrive, and be picked.
+        patience = 1.0 if recorder.picks is None else 1.5 + demo_arms.HORIZON
+        if now - max(ended, changed) > patience:
             break
     if not recording.arrivals and not requested():
         return "no items came", used
@@ -657,7 +700,9 @@ def _summary(
             "cores": len(os.sched_getaffinity(0)),
             "system": platform.platform(),
             "load_1min": os.getloadavg()[0],
-            "ran": "camera, segmenter and this recorder with film, all on these cores",
+            "ran": "camera, segmenter"
+            + (f", tracker, {args.arms} simulated arms" if args.arms else "")
+            + " and this recorder with film, all on these cores",
             "processor_seconds": load,
         },
         "frames": {
@@ -776,6 +821,8 @@ def _report(summary: Mapping[str, Any]) -> str:
         if "iou" in truth:
             each = ", ".join(f"{name} {value:.3f}" for name, value in truth["iou"].items())
             lines.append(f"IoU         {each}")
+    if "arms" in summary:
+        lines += demo_arms.report(summary["arms"])
     return "\n".join(lines)
 
 

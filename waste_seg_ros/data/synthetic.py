@@ -509,6 +509,45 @@ def synthetic_scene(
     return sample, {number: item.sprite.kind for number, item in enumerate(items, 1)}
 
 
+def synthetic_crowd(seed: int, count: int, size: tuple[int, int] = (640, 480)) -> Sample:
+    """Draw a scene of just so many items that lie apart: what items cost is measured on these.
+
+    Args:
+        seed: of belt, light and items.
+        count: of items, from 0; each has a field of the picture to itself and is as large as
+            fits in, at most as large as it is on the line.
+        size: (width, height) of the picture [px].
+
+    Raises:
+        ValueError: there are so many that their fields are smaller than 8 px.
+    """
+    w, h = size
+    columns = max(1, round(float(np.sqrt(count * w / h))))
+    rows = max(1, -(-count // columns))
+    field = np.array([w / columns, h / rows])
+    if count < 0 or field.min() < 8:
+        raise ValueError(f"{count} items do not fit into {w}x{h} px")
+    rng = np.random.default_rng([seed, 5])
+    mpp = 0.96 / w
+    look = _look(rng, size, tidy=True)
+    background = _background(rng, (h, w), mpp, tidy=True)
+    items = []
+    for k, spot in enumerate(np.sort(rng.permutation(columns * rows)[:count])):
+        sprite = _pool_sprite(seed, int(rng.integers(64)))
+        scale = min(SPRITE_RESOLUTION / mpp, 0.95 * field.min() / max(sprite.shadow.shape))
+        slack = field - max(sprite.shadow.shape) * scale
+        row, column = divmod(int(spot), columns)
+        center = (np.array([column, row]) + 0.5) * field + rng.uniform(-0.4, 0.4, 2) * slack
+        kind = CLASSES.index(sprite.kind.split("/")[0]) + 1
+        angle = float(rng.uniform(-np.pi, np.pi))
+        items.append(
+            _Placed(k + 1, kind, sprite, (float(center[0]), float(center[1])), angle, scale, False)
+        )
+    canvas, labels, instances, whole = _compose(background, items, look, mpp)
+    _settle_labels(labels, instances, whole, least=1)
+    return Sample(_expose(canvas, look, rng), labels, instances, f"crowd:{seed}:{count}")
+
+
 class SyntheticLine:
     """One belt, moving along +x of the image, that brings new items for ever.
 

@@ -204,6 +204,38 @@ class VideoSource:
         self._video.release()
 
 
+class ReplaySource:
+    """Pictures that lie ready in an .npy file, over and over: for any rate, as in a benchmark."""
+
+    def __init__(self, file: Path, size: tuple[int, int], loop: bool) -> None:
+        try:
+            # Mapped, so that the file's pages are the only copy; and never unpickled.
+            frames = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise NodeError(f"source: {file} is not a file of pictures: {error}") from error
+        if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
+            raise NodeError(
+                f"source: {file} holds {frames.dtype} of shape {frames.shape}; "
+                "pictures are (N, H, W, 3) uint8 RGB"
+            )
+        self._frames, self._size, self._loop = frames, size, loop
+        self._next = 0
+        self.skipped = 0
+        self.focal_length = 0.0
+
+    def take(self, at: float) -> Picture | None:
+        """Hand out the next picture."""
+        if self._next == len(self._frames):
+            if not self._loop:
+                return None
+            self._next = 0
+        self._next += 1
+        return Picture(_resized(self._frames[self._next - 1], self._size))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
 class DeviceSource:
     """A V4L2 device. One that is unplugged is opened again when it comes back."""
 
@@ -292,6 +324,8 @@ def open_source(
     if path_of.is_dir():
         annotations = Path(truth).expanduser() if truth else None
         return FolderSource(path_of, size, loop, annotations, log)
+    if path_of.is_file() and path_of.suffix == ".npy":
+        return ReplaySource(path_of, size, loop)
     if path_of.is_file():
         return VideoSource(path_of, size, loop)
     raise NodeError(

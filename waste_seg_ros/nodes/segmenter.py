@@ -17,7 +17,7 @@ import dataclasses
 import resource
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -43,7 +43,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from visualization_msgs.msg import MarkerArray
 
-from waste_seg_ros.msg import StageLatency, WasteItemArray
+from waste_seg_ros.msg import StageLatency, WasteItem, WasteItemArray
 from waste_seg_ros.nodes import declare, run_node
 from waste_seg_ros.nodes.diagnostics import (
     ERROR,
@@ -139,8 +139,72 @@ class Received:
     clock: float  # time.perf_counter() when it was here
 
 
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """What `segment` makes of an image, and when it had it [s of its clock].
+
+    Attributes:
+        instances: (h, w) uint16 ids at the network's resolution.
+        items: in pixels of the image.
+        entries: the same as messages.
+        converted: there was the network's input.
+        inferred: there was its output.
+        extracted: there were the items.
+        filled: there were the messages.
+    """
+
+    instances: np.ndarray
+    items: tuple[Item, ...]
+    entries: list[WasteItem]
+    converted: float
+    inferred: float
+    extracted: float
+    filled: float
+
+
+def segment(
+    rgb: np.ndarray,
+    header: Any,
+    work: Work,
+    camera_info: CameraInfo | None,
+    extract: Callable[..., tuple[np.ndarray, tuple[Item, ...]]] = extract_items,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Segmented:
+    """Do the segmenter's work on an image, without topics: ``waste-seg bench node`` runs it, too.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        header: of its message.
+        work: the model and its settings.
+        camera_info: of the camera, if known.
+        extract: makes items of what the network gives, as `extract_items` does.
+        clock: [s].
+    """
+    model, params = work.model, work.params
+    height, width = rgb.shape[:2]
+    tensor = np.ascontiguousarray(scale_image(rgb, model.backend.input_size))
+    converted = clock()
+
+    prediction = as_head(model.backend.predict(tensor), model.head)
+    inferred = clock()
+
+    plane = belt_plane(camera_info, (width, height), work.settings.belt_distance)
+    # The gripper of the parameters is in metres, that of the perception in pixels.
+    gripper = params.gripper.scaled(plane.pixels_per_metre)
+    params = dataclasses.replace(params, gripper=gripper)
+    instances, items = extract(prediction, (width, height), params)
+    extracted = clock()
+
+    pixel_error = width / model.backend.input_size[0]
+    entries = [item_message(item, header, model.classes, plane, pixel_error) for item in items]
+    return Segmented(instances, items, entries, converted, inferred, extracted, clock())
+
+
 class Segmenter(LifecycleNode):
     """The segmenter node."""
+
+    _extract = staticmethod(extract_items)
+    """Makes items of what the network gives."""
 
     def __init__(self) -> None:
         super().__init__("segmenter")
@@ -607,43 +671,28 @@ class Segmenter(LifecycleNode):
 
     def _serve(self, received: Received, work: Work) -> None:
         """Make items of an image and publish them, and then what else is asked for."""
-        model, params = work.model, work.params
+        model = work.model
         message = received.message
         start = time.perf_counter()
         rgb = to_rgb(message)
         self._encoding = getattr(message, "encoding", "") or getattr(message, "format", "")
         self._frame_problem = ""
-        height, width = rgb.shape[:2]
-        self._fit_to(work, (width, height))
-        tensor = np.ascontiguousarray(scale_image(rgb, model.backend.input_size))
-        converted = time.perf_counter()
-
-        prediction = as_head(model.backend.predict(tensor), model.head)
-        inferred = time.perf_counter()
-
-        plane = belt_plane(self._camera_info, (width, height), work.settings.belt_distance)
-        # The gripper of the parameters is in metres, that of the perception in pixels.
-        gripper = params.gripper.scaled(plane.pixels_per_metre)
-        params = dataclasses.replace(params, gripper=gripper)
-        instances, items = extract_items(prediction, (width, height), params)
-        pixel_error = width / model.backend.input_size[0]
-        entries = [
-            item_message(item, message.header, model.classes, plane, pixel_error) for item in items
-        ]
-        extracted = time.perf_counter()
+        self._fit_to(work, (rgb.shape[1], rgb.shape[0]))
+        found = segment(rgb, message.header, work, self._camera_info, self._extract)
+        instances, items = found.instances, found.items
 
         stages = _Stages(
             transport=received.transport,
-            conversion=converted - start,
-            inference=inferred - converted,
-            extraction=extracted - inferred,
+            conversion=found.converted - start,
+            inference=found.inferred - found.converted,
+            extraction=found.filled - found.inferred,
             # The stamp's clock up to here, then one that does not jump; waiting included.
-            total=received.transport + extracted - received.clock,
+            total=received.transport + found.filled - received.clock,
         )
         array = WasteItemArray(
             header=message.header,
             model=model.name,
-            items=entries,
+            items=found.entries,
             latency=StageLatency(**dataclasses.asdict(stages)),
         )
         publish(self, self._outputs["items"], array)
