@@ -299,7 +299,10 @@ def _graph(args: argparse.Namespace, plan: Plan) -> list[Any]:
             arms=args.arms,
             arms_file=arms_file,
             camera_parameters=camera,
-            tracker_parameters={"horizon": demo_arms.HORIZON},
+            tracker_parameters={
+                "horizon": demo_arms.HORIZON,
+                "margin": max(0.1, min(2.0 / args.rate, 1.0)),
+            },
         )
     except (ValueError, FileNotFoundError) as error:
         raise DemoError(str(error)) from error

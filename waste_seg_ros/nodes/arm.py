@@ -133,7 +133,8 @@ class Arm(Node):
         self._state = self.create_publisher(ArmState, "arms/state", QoSProfile(depth=10), **options)
         self._reporter = Reporter(self, self._statuses)
         self.create_timer(0.25, self._say_state)
-        self.create_timer(0.01, self._work)
+        # What it holds is known for the very pick time, however late it looks.
+        self.create_timer(0.05, self._work)
         self._say_state()
 
     def close(self) -> bool:
