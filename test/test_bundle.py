@@ -194,9 +194,10 @@ def test_garbage_for_weights_is_refused(copy):
 
 
 def test_weights_of_another_network_are_refused(copy, saved):
-    edit(copy, width=1.0)
-    with pytest.raises(BundleError, match="not the weights of enet with head instance"):
-        load_model(open_bundle(copy))
+    for changes in ({"width": 0.25}, {"head": "semantic"}, {"classes": ["a"]}):
+        edit(copy, **{"width": 0.5, "head": "instance", "classes": ["paper", "can"], **changes})
+        with pytest.raises(BundleError, match="not the weights of enet with head"):
+            load_model(open_bundle(copy))
     edit(copy, width=0.5, architecture="nonet")
     with pytest.raises(BundleError, match="unknown architecture 'nonet'"):
         load_model(open_bundle(copy))

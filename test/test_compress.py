@@ -1,13 +1,17 @@
 """Compression: smaller bundles that see the same."""
 
+import itertools
 import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from waste_seg_ros.cli import main
 from waste_seg_ros.data.synthetic import synthetic_sample
+from waste_seg_ros.models import TRUNKS, build_model, fit, load_weights, parameter_count
+from waste_seg_ros.models.count import count_macs
 from waste_seg_ros.runtime.backends import BackendError, load_backend
 from waste_seg_ros.runtime.bundle import (
     BundleError,
@@ -19,7 +23,9 @@ from waste_seg_ros.runtime.bundle import (
     save_bundle,
 )
 from waste_seg_ros.runtime.listing import bundle_cost
-from waste_seg_ros.train.compress import quantize_bundle
+from waste_seg_ros.train.compress import prune, quantize_bundle
+from waste_seg_ros.train.loop import TrainConfig, make_batches, read_run, train
+from waste_seg_ros.train.start import start_from
 
 SIZE = (160, 120)
 CALIBRATION = "synthetic:5:12:160x120"
@@ -201,3 +207,147 @@ def test_bundles_of_the_first_format_still_open(parent, tmp_path):
     path.write_text(yaml.safe_dump(read))
     with pytest.raises(BundleError, match="precision: expected one of f32, f16, int8"):
         open_bundle(tmp_path / "old")
+
+
+# --------------------------------------------------------------------------------------------------
+# Pruning
+
+
+def batches(count=1, **changes):
+    values = {"heads": ("instance",), "sizes": ("64x64",), "batch": 2, "steps": 1, "workers": 0}
+    return itertools.islice(make_batches(TrainConfig(**{**values, **changes}), 0), count)
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_a_pruned_network_is_built_again_from_its_weights(name):
+    torch.manual_seed(0)
+    model = build_model(name, "instance", ("a", "b"), width=0.25)
+    whole = count_macs(model, (64, 64))
+    gone = prune(model, 0.15, (64, 64), batches(architecture=name))
+    assert 0.15 <= gone < 0.5
+    assert count_macs(model, (64, 64)) == pytest.approx((1 - gone) * whole, rel=1e-6)
+    twin = build_model(name, "instance", ("a", "b"), width=0.25, guides=True)
+    assert fit(twin, model.state_dict())
+    twin.load_state_dict(model.state_dict(), strict=False)
+    assert not fit(twin, model.state_dict())
+    image = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        found, expected = twin.eval()(image), model(image)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    # And it is trained on, guides and all.
+    outputs = twin.train()(image)
+    sum(value.float().mean() for value in outputs.values()).backward()
+    assert len(twin.guides) == sum(key.startswith("guide") for key in outputs)
+
+
+def test_pruning_takes_out_what_matters_least():
+    torch.manual_seed(0)
+    model = build_model("enet", "semantic", ("a", "b"))
+    # Of the block's 16 inner channels, these change nothing.
+    branch = model.trunk.stage1[0].branch
+    with torch.no_grad():
+        branch[6].weight[:, 3:11] = 0
+        branch[6].weight[:, 11:] *= 100
+        branch[6].weight[:, :3] *= 100
+    kept = torch.cat((branch[3].weight[:3, 0, 0, 0], branch[3].weight[11:, 0, 0, 0]))
+    prune(model, 0.1, (64, 64), batches(heads=("semantic",)))
+    assert branch[3].out_channels == 8
+    if branch[3].in_channels == 16:
+        assert torch.equal(branch[3].weight[:, 0, 0, 0], kept)
+    assert branch[6].weight.abs().sum((0, 2, 3)).min() > 0
+    assert branch[6].out_channels == 64  # the maps between the blocks stay
+
+
+def test_what_cannot_go_is_named():
+    model = build_model("enet", "binary", width=0.25)
+    with pytest.raises(BundleError, match=r"--prune 0.97: of enet no more than 0\.\d+ of the mult"):
+        prune(model, 0.97, (64, 64), batches(heads=("binary",)))
+
+
+def test_weights_that_do_not_go_together_are_refused():
+    model = build_model("enet", "binary", width=0.5)
+    weights = dict(model.state_dict())
+    weights["trunk.stage1.0.branch.3.weight"] = weights["trunk.stage1.0.branch.3.weight"][:4]
+    with pytest.raises(ValueError, match="its layers do not go together"):
+        load_weights(build_model("enet", "binary", width=0.5), weights)
+    # Narrower, never wider.
+    with pytest.raises(ValueError, match="size mismatch"):
+        load_weights(build_model("enet", "binary", width=0.25), model.state_dict())
+
+
+def test_the_command_prunes_trains_on_learns_and_quantizes(parent, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WASTE_SEG_BUNDLES", str(tmp_path))
+    config = tmp_path / "short.yaml"
+    config.write_text("{steps: 2, batch: 2, workers: 0, sizes: [64x64], worst: 0}")
+    arguments = ["compress", "enet-instance", "--prune", "0.3", "--distill", "enet-semantic"]
+    arguments += ["--config", str(config), "--int8", "--calibration", "synthetic:5:2:64x64"]
+    arguments += ["--validation", "synthetic:800001:2:160x120", "--run", str(tmp_path / "run")]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
+    pruned = open_bundle("enet-instance-pruned-distilled")
+    training = pruned.manifest.training
+    assert pruned.manifest.parent == parent.reference
+    assert pruned.manifest.width == parent.manifest.width
+    assert training["compressed"] == "prune 0.3, distil enet-semantic"
+    assert training["teacher"] == open_bundle("enet-semantic").reference
+    assert training["steps"] == 2
+    whole, macs = bundle_cost(parent)[1], bundle_cost(pruned)[1]
+    assert 0.3 <= training["macs_removed"] == pytest.approx(1 - macs / whole, abs=1e-4)
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "distill" in log
+    small = open_bundle("enet-instance-pruned-distilled-int8")
+    assert small.manifest.parent == pruned.reference
+    assert small.manifest.training["compressed"] == "prune 0.3, distil enet-semantic, int8"
+    assert small.manifest.training["miou_parent"] == training["miou"]
+    assert bundle_cost(small) == bundle_cost(pruned)
+    for kind in ("openvino", "torch"):
+        load_backend(pruned, kind, SIZE).predict(np.zeros((120, 160, 3), np.uint8))
+    # It is started from, and its run gone on with.
+    fresh = build_model("enet", "semantic", ("paper", "glass"))
+    assert "starting fresh: classes glass" in start_from(fresh, pruned.path.name)
+    assert parameter_count(fresh.trunk) == parameter_count(load_model(pruned).trunk)
+    _, model, _ = read_run(tmp_path / "run")
+    assert torch.equal(
+        model.trunk.initial.conv.weight, load_model(pruned).trunk.initial.conv.weight
+    )
+
+
+def test_a_run_from_a_pruned_network_is_resumed(tmp_path, monkeypatch):
+    model = build_model("enet", "binary", width=0.5)
+    prune(model, 0.2, (64, 64), batches(heads=("binary",)))
+    save_bundle(tmp_path / "pruned", model, input_size=(64, 64))
+    config = TrainConfig(
+        heads=("binary",),
+        width=0.5,
+        sizes=("64x64",),
+        batch=2,
+        steps=2,
+        workers=0,
+        validation="synthetic:9:2",
+        worst=0,
+        init=str(tmp_path / "pruned"),
+    )
+    run = tmp_path / "run"
+    assert not train(config, run, until_step=1, quiet=True).finished
+    assert train(config, run, resume=True, quiet=True).step == 2
+    _, trained, _ = read_run(run)
+    assert parameter_count(trained) == parameter_count(model)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prune", "1"], "--prune 1: must be above 0 and below 1"),
+        (["--prune", "0.5"], "say how long: --minutes 8"),
+        (["--prune", "0.5", "--minutes", "1", "--lr", "0"], "lr must be above 0"),
+        (["--distill", "nonet", "--minutes", "1"], "no bundle 'nonet'"),
+    ],
+)
+def test_a_wrong_way_to_prune_is_named(flags, message, tmp_path, capsys):
+    assert main(["compress", "enet-binary", *flags, "--output", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_without_torch_pruning_it_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(BundleError, match="pip install torch-pruning"):
+        prune(build_model("enet", "binary", width=0.25), 0.5, (64, 64), [])

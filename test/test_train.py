@@ -25,11 +25,11 @@ from waste_seg_ros.train.loop import (
     TrainConfig,
     TrainingError,
     _Batches,
-    _batches,
     class_weights,
     draw_curves,
     find_checkpoints,
     fit_sample,
+    make_batches,
     parse_size,
     read_config,
     read_run,
@@ -136,7 +136,7 @@ def test_only_the_newest_checkpoints_are_kept_and_no_scraps(tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_good_checkpoint(tmp_path):
     def poisoned(config, first):
-        for number, batch in enumerate(_batches(config, first), first):
+        for number, batch in enumerate(make_batches(config, first), first):
             if number == 2:
                 batch["heat"][0, 0, 0, 0] = float("nan")
             yield batch
@@ -277,9 +277,9 @@ def test_batches_depend_on_seed_and_number_alone():
 
 
 def test_resuming_starts_at_the_batch_after():
-    ahead = itertools.islice(_batches(SMALL, 0), 3)
+    ahead = itertools.islice(make_batches(SMALL, 0), 3)
     last = list(ahead)[2]
-    assert torch.equal(next(_batches(SMALL, 2))["image"], last["image"])
+    assert torch.equal(next(make_batches(SMALL, 2))["image"], last["image"])
 
 
 def test_sizes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -78,6 +79,15 @@ class SegmentationModel(nn.Module):
             if guides and self.semantic is not None
             else nn.ModuleList()
         )
+
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """The layers that give the outputs."""
+        found: list[nn.Module] = [self.binary.full]
+        if self.semantic is not None:
+            found.append(self.semantic.full)
+        if self.instance is not None:
+            found += [self.instance.centers, self.instance.offsets]
+        return tuple(found)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """See the class."""
@@ -156,9 +166,94 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Copies ``weights`` into ``model``; every name and shape must match. Raises ValueError."""
+def load_weights(model: SegmentationModel, weights: Mapping[str, Tensor]) -> None:
+    """Copies ``weights`` into ``model``; every name must match, and every shape after `fit`.
+
+    Raises ValueError.
+    """
+    fit(model, weights)
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
+
+
+def fit(model: SegmentationModel, weights: Mapping[str, Tensor]) -> bool:
+    """Takes channels from the layers of ``model`` until they have those of ``weights``.
+
+    A pruned network is so built: by its architecture first, then by its weights. Layers get fresh
+    tensors where they change; what ``weights`` does not name or what differs otherwise is left, and
+    so are the outputs. Returns whether anything changed.
+
+    Raises ValueError if the layers do not go together any more.
+    """
+    changed = False
+    outputs = model.output_layers()
+    for name, module in model.named_modules():
+        shapes = {
+            key: weights[f"{name}.{key}"].shape
+            for key in (*module._parameters, *module._buffers)
+            if f"{name}.{key}" in weights and getattr(module, key) is not None
+        }
+        if module in outputs and "weight" in shapes:
+            (*shape,), own = shapes["weight"], module.weight.shape
+            axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+            shape[axis] = own[axis]
+            shapes = {"weight": torch.Size(shape)}
+        changed |= _narrow(module, shapes)
+    if changed:
+        _fit_guides(model)
+        _check_channels(model)
+    return changed
+
+
+def _narrow(module: nn.Module, shapes: Mapping[str, torch.Size]) -> bool:
+    """Gives the tensors of a layer other shapes; returns whether any is other."""
+    narrower = {}
+    for key, shape in shapes.items():
+        own = getattr(module, key)
+        kernel_same = own.shape[2:] == shape[2:] and own.dim() == len(shape)
+        if kernel_same and own.shape != shape and all(map(int.__le__, shape[:2], own.shape[:2])):
+            narrower[key] = shape
+    if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d | nn.PReLU):
+        return False
+    for key, shape in narrower.items():
+        own = getattr(module, key)
+        fresh = own.detach().new_zeros(shape)
+        setattr(module, key, nn.Parameter(fresh) if isinstance(own, nn.Parameter) else fresh)
+    weight = module.weight.shape
+    if isinstance(module, nn.Conv2d):
+        if module.groups > 1:  # depthwise
+            module.groups = weight[0]
+        module.out_channels, module.in_channels = weight[0], weight[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose2d):
+        module.in_channels, module.out_channels = weight[0], weight[1]
+    elif isinstance(module, nn.BatchNorm2d):
+        module.num_features = weight[0]
+    else:
+        module.num_parameters = weight[0]
+    return bool(narrower)
+
+
+def _fit_guides(model: SegmentationModel) -> None:
+    """Classifiers that only training needs, for the channels that the trunk has now."""
+    if not model.guides:
+        return
+    trunk = copy.deepcopy(model.trunk).to("meta").train()
+    side = 2 * model.stride
+    guides = trunk(torch.zeros(2, 3, side, side, device="meta")).guides
+    for number, (guide, layer) in enumerate(zip(guides, model.guides, strict=True)):
+        assert isinstance(layer, nn.Conv2d)
+        if layer.in_channels != guide.shape[1]:
+            model.guides[number] = nn.Conv2d(guide.shape[1], layer.out_channels, 1)
+
+
+def _check_channels(model: SegmentationModel) -> None:
+    """Raises ValueError unless ``model`` runs."""
+    side = 2 * model.stride
+    try:
+        with torch.no_grad():
+            twin = copy.deepcopy(model).to("meta").eval()
+            twin(torch.zeros(1, 3, side, side, device="meta"))
+    except RuntimeError as error:
+        raise ValueError(f"its layers do not go together: {error}") from None

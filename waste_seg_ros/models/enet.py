@@ -14,6 +14,8 @@ place instead of to the first one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,13 +24,31 @@ from torch.nn import functional
 
 from waste_seg_ros.models.heads import Features, Trunk, scaled
 
+_differentiable = False
+
+
+@contextmanager
+def differentiable_masks() -> Iterator[None]:
+    """In its scope `unpool_mask` gives differences instead of truths.
+
+    What follows the gradients through a network, to find out which channels belong together, then
+    sees where a mask comes from. What the network gives is of no use meanwhile.
+    """
+    global _differentiable
+    _differentiable = True
+    try:
+        yield
+    finally:
+        _differentiable = False
+
 
 def unpool_mask(x: Tensor, pooled: Tensor) -> Tensor:
     """Where ``x`` (N, C, 2h, 2w) holds the maximum of its 2x2 window; bool, shape of ``x``.
 
     ``pooled`` (N, C, h, w) is the 2x2 stride 2 maximum of ``x``.
     """
-    return x == functional.interpolate(pooled, scale_factor=2.0, mode="nearest")
+    maxima = functional.interpolate(pooled, scale_factor=2.0, mode="nearest")
+    return x - maxima if _differentiable else x == maxima
 
 
 def unpool(x: Tensor, mask: Tensor) -> Tensor:
@@ -224,6 +244,11 @@ class ENetTrunk(Trunk):
         self.stage4 = nn.Sequential(*(Bottleneck(c64, 0.1, relu=True) for _ in range(2)))
         self.up5 = Upsample(c64, c16, 0.1)
         self.stage5 = Bottleneck(c16, 0.1, relu=True)
+
+    def fixed_layers(self) -> tuple[nn.Module, ...]:
+        """The maps between the blocks: a main branch is padded to so many channels more."""
+        ends = [block.branch[-2] for block in (self.down1, self.down2)]
+        return (self.initial.conv, *ends, self.up4.main[0], self.up5.main[0])
 
     @staticmethod
     def _context(channels: int) -> nn.Sequential:

@@ -47,6 +47,10 @@ class Trunk(nn.Module):
         super().__init__()
         self.width = width
 
+    def fixed_layers(self) -> tuple[nn.Module, ...]:
+        """Layers whose outputs pruning leaves as many as they are."""
+        return ()
+
 
 def scaled(channels: int, width: float) -> int:
     """``channels`` times ``width`` as a multiple of 8, at least 8."""

@@ -1,7 +1,10 @@
 """Making a bundle smaller and faster: ``waste-seg compress``.
 
-Each step writes a bundle whose manifest names the one before as its parent and says in `training`
-what was lost by it on which data.
+The steps, in their order: channels are taken out and the network is trained on (``--prune``),
+learning from a larger one too (``--distill``, also by itself); kernels are stored as half floats
+(``--f16``), or the graph computes in 8-bit integers (``--int8``). Each step writes a bundle whose
+manifest names the one before as its parent and says in `training` what was lost by it on which
+data.
 """
 
 from __future__ import annotations
@@ -9,15 +12,22 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from waste_seg_ros.data.sources import open_data
+from waste_seg_ros.models import SegmentationModel
+from waste_seg_ros.models.count import count_macs
+from waste_seg_ros.models.enet import differentiable_masks
 from waste_seg_ros.perception.scaling import scale_image
 from waste_seg_ros.runtime.backends import input_size_for
 from waste_seg_ros.runtime.bundle import (
@@ -28,13 +38,26 @@ from waste_seg_ros.runtime.bundle import (
     Manifest,
     convert_bundle,
     halve_bundle,
+    load_model,
     open_bundle,
     restate_bundle,
+    save_bundle,
 )
 from waste_seg_ros.runtime.export import source_commit
 from waste_seg_ros.runtime.listing import bundle_cost
 from waste_seg_ros.runtime.quantize import quantize_graph
 from waste_seg_ros.train.evaluate import bundle_predictor, evaluate
+from waste_seg_ros.train.loop import (
+    TrainConfig,
+    TrainingError,
+    check_config,
+    make_batches,
+    normalise,
+    read_config,
+    read_run,
+    train,
+)
+from waste_seg_ros.train.losses import LossSettings, total_loss
 from waste_seg_ros.train.table import data_key
 
 CALIBRATION = "synthetic:5:200"
@@ -42,6 +65,14 @@ VALIDATION = "synthetic:800001:60:320x240"
 
 LIMIT = 0.01
 """mIoU that a compressed bundle may lose before the command speaks of it."""
+
+TUNING = TrainConfig(sizes=(), lr=1e-3, validation=VALIDATION)
+"""Settings of training on, where none are given; no sizes stand for the bundle's own."""
+
+_MOST = 0.8  # share of a layer's channels that can go
+_CHANNELS = 8  # channels that go at a time
+_STEPS = 80  # from none to the most
+_BATCHES = 8  # to take gradients from
 
 
 # --------------------------------------------------------------------------------------------------
@@ -78,6 +109,160 @@ def loss_of(parent: Mapping[str, float], own: Mapping[str, float]) -> dict[str, 
         losses[name] = value
         losses[f"{name}_lost"] = round(parent[name] - value, 4)
     return losses
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a compression.
+
+    ``kind``: what it is, in words. ``suffix``: added to the bundle's name. ``facts``: of it for
+    the manifest's `training`. ``make``: from the bundle before to one at the path.
+    """
+
+    kind: str
+    suffix: str
+    facts: Mapping[str, Any]
+    make: Callable[[Bundle, Path], Bundle]
+
+
+# --------------------------------------------------------------------------------------------------
+# Pruning and training on
+
+
+def prune(
+    model: SegmentationModel,
+    share: float,
+    size: tuple[int, int],
+    batches: Iterable[Mapping[str, Tensor]],
+) -> float:
+    """Takes channels out of a network, in place, until its multiply-accumulates fall by a share.
+
+    G. Fang et al., "DepGraph: Towards Any Structural Pruning", CVPR 2023, finds the channels that
+    can only go together. They go in the order of what the loss would change by, to the first
+    order (P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019), over
+    the whole network, and by eights, in which CPUs compute. A layer keeps at least a fifth of its
+    channels. The outputs and `heads.Trunk.fixed_layers` stay as they are.
+
+    Args:
+        model: the network; it is left in eval mode.
+        share: of the multiply-accumulates, above 0 and below 1.
+        size: (width, height) [px] of the image that they are counted for.
+        batches: of `train.targets`, with the images, to take the gradients from.
+
+    Returns:
+        the share that went, at least ``share``.
+
+    Raises:
+        BundleError: Torch-Pruning is not installed, or so much cannot go.
+    """
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise BundleError(
+            f"--prune: Torch-Pruning is not installed ({error}); pip install torch-pruning"
+        ) from error
+    model.eval()
+    before = count_macs(model, size)
+    model.zero_grad(set_to_none=True)
+    for batch in batches:
+        loss, _ = total_loss(model(normalise(batch["image"])), batch, LossSettings())
+        loss.backward()
+    side = 2 * model.stride
+    with differentiable_masks(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of parameters that a mere number of channels is
+        pruner = torch_pruning.pruner.BasePruner(
+            model,
+            torch.zeros(1, 3, side, side),
+            torch_pruning.importance.GroupTaylorImportance(),
+            global_pruning=True,
+            pruning_ratio=_MOST,
+            max_pruning_ratio=_MOST,
+            iterative_steps=_STEPS,
+            ignored_layers=[*model.trunk.fixed_layers(), *model.output_layers()],
+            round_to=_CHANNELS,
+            in_channel_groups={},
+            out_channel_groups={},
+        )
+    gone = 0.0
+    for _ in range(_STEPS):
+        pruner.step()
+        gone = 1 - count_macs(model, size) / before
+        if gone >= share:
+            model.zero_grad(set_to_none=True)
+            return gone
+    raise BundleError(
+        f"--prune {share:g}: of {model.name} no more than {gone:.2f} of the multiply-accumulates "
+        "can go"
+    )
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a network is trained on, and what is taken out of it before.
+
+    ``share``: see `prune`; 0 takes nothing out. ``teacher``: bundle to learn from, or "".
+    ``settings``: of the run, but for what follows from the bundle. ``run``: folder for it; None
+    drops it in the end.
+    """
+
+    share: float
+    teacher: str
+    settings: TrainConfig
+    run: Path | None = None
+
+    def make(self, parent: Bundle, path: Path) -> Bundle:
+        """Writes the bundle of the trained network. Raises BundleError or TrainingError."""
+        manifest = parent.manifest
+        model = load_model(parent)
+        config = self.config(parent)
+        facts: dict[str, Any] = {"data": list(map(data_key, config.data)), "seed": config.seed}
+        if self.share:
+            batches = islice(make_batches(config, 0), _BATCHES)
+            gone = prune(model, self.share, manifest.input_size, batches)
+            facts["macs_removed"] = round(gone, 4)
+        if self.teacher:
+            facts["teacher"] = open_bundle(self.teacher).reference
+        with tempfile.TemporaryDirectory(prefix=".run-", dir=path.parent) as scratch:
+            run = self.run or Path(scratch)
+            result = train(config, run, model=model)
+            if not result.finished:
+                raise TrainingError("stopped before the end; nothing was written")
+            _, model, state = read_run(run, model)
+        facts |= {"steps": state["step"], "images": state["images"]}
+        facts["minutes"] = round(state["elapsed"] / 60, 1)
+        return save_bundle(
+            path,
+            model,
+            head=manifest.head,
+            input_size=manifest.input_size,
+            training=facts,
+            parent=parent.reference,
+        )
+
+    def config(self, parent: Bundle) -> TrainConfig:
+        """The settings of the run."""
+        manifest = parent.manifest
+        width, height = manifest.input_size
+        return replace(
+            self.settings,
+            architecture=manifest.architecture,
+            width=manifest.width,
+            heads=(manifest.head,),
+            classes=manifest.classes,
+            sizes=self.settings.sizes or (f"{width}x{height}",),
+            teacher=self.teacher,
+        )
+
+    def step(self) -> Step:
+        """As a step of a compression."""
+        kinds, suffixes = [], []
+        if self.share:
+            kinds.append(f"prune {self.share:g}")
+            suffixes.append("pruned")
+        if self.teacher:
+            kinds.append(f"distil {open_bundle(self.teacher).manifest.name}")
+            suffixes.append("distilled")
+        return Step(", ".join(kinds), "-".join(suffixes), {}, self.make)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -131,20 +316,6 @@ def quantize_bundle(
 
 # --------------------------------------------------------------------------------------------------
 # Steps
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a compression.
-
-    ``kind``: what it is, in words. ``suffix``: added to the bundle's name. ``facts``: of it for
-    the manifest's `training`. ``make``: from the bundle before to one at the path.
-    """
-
-    kind: str
-    suffix: str
-    facts: Mapping[str, Any]
-    make: Callable[[Bundle, Path], Bundle]
 
 
 def take_steps(
@@ -211,11 +382,28 @@ def report(parent: Bundle, bundle: Bundle, losses: Mapping[str, float]) -> None:
         print(f"  more than {LIMIT:g} of {main.removesuffix('_lost')} was lost", file=sys.stderr)
 
 
-def plan(args: argparse.Namespace) -> list[Step]:
-    """The steps of a command line. Raises BundleError if they make no sense."""
+def plan(args: argparse.Namespace, bundle: Bundle) -> list[Step]:
+    """The steps of a command line. Raises BundleError or TrainingError if they make no sense."""
     if args.f16 and args.int8:
         raise BundleError("--f16 and --int8: an int8 bundle stores its kernels in 8 bits; give one")
     steps = []
+    if args.prune is not None and not 0 < args.prune < 1:
+        raise BundleError(f"--prune {args.prune:g}: must be above 0 and below 1")
+    if args.prune or args.distill:
+        if bundle.manifest.precision == "int8":
+            raise BundleError(
+                f"{bundle.path}: is int8, which is not trained on; begin with its parent, "
+                f"{bundle.manifest.parent.partition('@')[0]}"
+            )
+        settings = read_config(args.config, TUNING) if args.config else TUNING
+        given = {"data": args.data, "minutes": args.minutes, "lr": args.lr}
+        settings = replace(settings, **{k: v for k, v in given.items() if v is not None})
+        if not (settings.minutes or settings.steps):
+            raise BundleError("--prune and --distill train on; say how long: --minutes 8")
+        settings = replace(settings, validation=args.validation)
+        tuning = FineTuning(args.prune or 0.0, args.distill, settings, args.run)
+        check_config(tuning.config(bundle))
+        steps.append(tuning.step())
     if args.f16:
         steps.append(Step("f16", "f16", {}, halve_bundle))
     if args.int8:
@@ -229,7 +417,7 @@ def plan(args: argparse.Namespace) -> list[Step]:
 
         steps.append(Step("int8", "int8", facts, quantize))
     if not steps:
-        raise BundleError("nothing to do; give --int8 or --f16")
+        raise BundleError("nothing to do; give --prune, --distill, --int8 or --f16")
     return steps
 
 
@@ -250,6 +438,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", default="", help="bundles are named NAME-STEP... (default: MODEL's name)"
     )
+    parser.add_argument(
+        "--prune",
+        type=float,
+        metavar="SHARE",
+        help="take channels out until this share of the multiply-accumulates is gone, and train on",
+    )
+    parser.add_argument(
+        "--distill", default="", metavar="TEACHER", help="bundle to learn from in training on"
+    )
+    parser.add_argument("--minutes", type=float, help="train on for so long")
+    parser.add_argument(
+        "--data",
+        type=_commas,
+        help=f"data to train on, several in turn (default: {','.join(TUNING.data)})",
+    )
+    parser.add_argument("--lr", type=float, help=f"highest learning rate (default: {TUNING.lr:g})")
+    parser.add_argument(
+        "--config", type=Path, help="YAML file of further settings, as of waste-seg train"
+    )
+    parser.add_argument("--run", type=Path, help="folder to keep the run in (default: not kept)")
     parser.add_argument("--f16", action="store_true", help="store kernels as half floats")
     parser.add_argument("--int8", action="store_true", help="compute in 8-bit integers")
     parser.add_argument(
@@ -276,11 +484,11 @@ def run(args: argparse.Namespace) -> int:
     """Runs ``waste-seg compress``; 1 on an error."""
     try:
         bundle = open_bundle(args.model)
-        steps = plan(args)
+        steps = plan(args, bundle)
         for spec in (args.validation, args.calibration):  # before anything takes its time
             open_data(spec, bundle.manifest.classes, finite=True)
         take_steps(bundle, steps, args.output, args.name or bundle.manifest.name, args.validation)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TrainingError) as error:
         print(f"waste-seg compress: {error}", file=sys.stderr)
         return 1
     return 0

@@ -49,7 +49,14 @@ from tqdm import tqdm
 from waste_seg_ros.data.sample import CLASSES, IGNORE, Sample
 from waste_seg_ros.data.sources import SPECS, Mixture, Samples, open_data, tell_problems
 from waste_seg_ros.files import write_png
-from waste_seg_ros.models import TRUNKS, SegmentationModel, build_model, decide
+from waste_seg_ros.models import (
+    TRUNKS,
+    SegmentationModel,
+    build_model,
+    decide,
+    fit,
+    load_weights,
+)
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
 from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.bundle import MEAN, STD, write_atomically
@@ -231,7 +238,7 @@ def _stride(config: TrainConfig) -> int:
     return TRUNKS[config.architecture].stride
 
 
-def _batches(config: TrainConfig, first: int) -> Iterator[dict[str, Tensor]]:
+def make_batches(config: TrainConfig, first: int) -> Iterator[dict[str, Tensor]]:
     """Endless batches from number ``first``."""
 
     def numbers() -> Iterator[int]:
@@ -496,10 +503,14 @@ def read_run(
     checkpoints = find_checkpoints(run)
     if not checkpoints:
         raise TrainingError(f"{run}: no {_PREFIX}* in it; is it the folder of a training run?")
-    if model is None:
-        model = build_model(config.architecture, config.heads, config.classes, config.width, True)
     try:
-        model.load_state_dict(load_file(checkpoints[-1] / "average.safetensors"))
+        weights = load_file(checkpoints[-1] / "average.safetensors")
+        if model is None:
+            guides = any(key.startswith("guides.") for key in weights)
+            model = build_model(
+                config.architecture, config.heads, config.classes, config.width, guides
+            )
+        load_weights(model, weights)
         state: dict[str, Any] = json.loads((checkpoints[-1] / "state.json").read_text())
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{checkpoints[-1]}: cannot be read: {error}") from error
@@ -813,7 +824,7 @@ def train(
     resume: bool = False,
     until_step: int = 0,
     quiet: bool = False,
-    batches: Callable[[TrainConfig, int], Iterator[dict[str, Tensor]]] = _batches,
+    batches: Callable[[TrainConfig, int], Iterator[dict[str, Tensor]]] = make_batches,
     teacher: Teacher | None = None,
     model: SegmentationModel | None = None,
 ) -> TrainResult:
@@ -849,6 +860,9 @@ def train(
     torch.manual_seed(config.seed)
     cv2.setNumThreads(0)
     model = _make_model(config, fresh=not resume, quiet=quiet) if model is None else model
+    if resume:
+        with contextlib.suppress(OSError, SafetensorError):  # `load_checkpoint` tells of it
+            fit(model, load_file(checkpoints[-1] / "average.safetensors"))
     scale_dropout(model, config.dropout)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     judge = copy.deepcopy(model).eval()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from waste_seg_ros.models import SegmentationModel
+from waste_seg_ros.models import SegmentationModel, fit
 from waste_seg_ros.runtime.bundle import MEAN, STD, load_model, open_bundle, read_weights
 
 Teacher = Callable[[Tensor], Mapping[str, Tensor]]
@@ -33,6 +33,8 @@ def start_from(model: SegmentationModel, init: str) -> str:
     """
     bundle = open_bundle(init)
     weights = read_weights(bundle)
+    if (bundle.manifest.architecture, bundle.manifest.width) == (model.name, model.width):
+        fit(model, weights)  # it may be pruned
     own = model.state_dict()
     prefix = "semantic."
     fits = {
