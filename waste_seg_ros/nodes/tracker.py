@@ -547,12 +547,9 @@ class Tracker(LifecycleNode):
                 )
         listen(Float32, "belt/speed", self._on_speed, newest)
         listen(ArmState, "arms/state", self._on_arm, QoSProfile(depth=50))
-        standing = QoSProfile(
-            depth=KEPT_PICKS,
-            durability=DurabilityPolicy.TRANSIENT_LOCAL,
-            # None stands longer.
-            lifespan=Duration(seconds=self._get("horizon") + self._get("expiry")),
-        )
+        standing = QoSProfile(depth=KEPT_PICKS, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        if not self._get("use_sim_time"):  # DDS goes by the computer's clock
+            standing.lifespan = Duration(seconds=self._get("horizon") + self._get("expiry"))
         for name, kind, qos in (
             ("tracks", WasteItemArray, reliable),
             ("picks", Pick, standing),
