@@ -265,9 +265,10 @@ class LineState:
         with self._lock:
             rate, p50, p99 = self._speed(now)
             tracked = self._age(self._tracks_at, now, math.inf) < SILENT_AFTER
-            shown = self._tracks if tracked else self._items
-            fresh = tracked or self._age(self._items_at, now, math.inf) < SILENT_AFTER
-            rows = sorted(shown, key=lambda item: -item.score)[:ROWS] if fresh else []
+            fresh = self._age(self._items_at, now, math.inf) < SILENT_AFTER
+            items = self._items if fresh else ()
+            # Those that come next first; those that nobody waits for by their scores.
+            rows = sorted(self._tracks if tracked else items, key=_urgency)[:ROWS]
             losses = self._lost()
             return {
                 "summary": self._summary(now),
@@ -275,8 +276,8 @@ class LineState:
                 "p50": p50,
                 "p99": p99,
                 "images": self.images,
-                "inView": len(shown) if fresh else None,
-                "tracked": tracked,
+                "inView": len(items) if fresh else None,
+                "tracked": len(self._tracks) if tracked else None,
                 "itemsAge": _round(self._age(self._items_at, now), 1),
                 "dropped": {
                     "total": sum(losses.values()),
@@ -284,7 +285,7 @@ class LineState:
                     "parts": losses,
                 },
                 "stages": {name: _round(1e3 * value, 1) for name, value in self._stages.items()},
-                "classes": self._classes(now, shown if fresh else ()),
+                "classes": self._classes(now, items),
                 "items": [item.row() for item in rows],
                 "diagnostics": self._diagnostics(now),
                 "model": self._model_view(),
@@ -454,6 +455,11 @@ class LineState:
         if worst and worst["level"] == WARN:
             return {"level": WARN, "text": worst["name"], "mend": worst["message"]}
         return {"level": OK, "text": "Running", "mend": ""}
+
+
+def _urgency(item: Seen) -> tuple[bool, float, float]:
+    late = item.pick_s is not None and item.pick_s < 0
+    return late, abs(item.pick_s or 0.0), -item.score
 
 
 def _duration(seconds: float) -> str:

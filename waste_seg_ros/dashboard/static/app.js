@@ -140,10 +140,10 @@ function showState(text) {
   const silent = s.summary.level === "silent";
   setText($("rate"), show(silent ? null : s.rate, s.rate >= 100 ? 0 : 1));
   setText($("rate-note"), `${s.images} images`);
-  setText($("p99"), show(s.p99));
+  setText($("p99"), s.p99 > 9999 ? ">9999" : show(s.p99));
   setText($("p99-note"), `median ${show(s.p50)} ms`);
   setText($("in-view"), show(s.inView));
-  setText($("in-view-note"), s.tracked ? "followed along the belt" : "items");
+  setText($("in-view-note"), s.tracked === null ? "items" : `${s.tracked} followed on the belt`);
   setText($("dropped"), show(s.dropped.minute));
   setText($("dropped-note"), `images of the last minute`);
   $("dropped").parentElement.title = `${s.dropped.total} in all: ${
@@ -190,8 +190,8 @@ const FLAGS = [[1, "touching"], [2, "cut off"], [4, "uncertain"]];
 
 function showItems(s) {
   const colors = Object.fromEntries(s.classes.map((c) => [c.name, c.color]));
-  setText($("items-note"), s.inView === null ? "none are coming"
-    : `${s.inView} in view${s.tracked ? ", belt frame" : ", camera frame"}`);
+  setText($("items-note"), s.tracked !== null ? `${s.tracked}, in the belt's frame`
+    : s.inView !== null ? `${s.inView}, in the camera's frame` : "none are coming");
   repeat($("item-rows"), s.items, rowMaker(["n", "", "n", "n", "n", "n", ""]), (row, item) => {
     const cells = row.children;
     setText(cells[0], String(item.id));
@@ -206,7 +206,8 @@ function showItems(s) {
     setText(cells[4], item.size.filter((v, i) => i < 2 || v).map((v) => show(v)).join(" × "));
     setText(cells[5], show(item.yaw));
     const flags = FLAGS.filter(([bit]) => item.flags & bit).map(([, name]) => name);
-    const due = item.pick === null ? "yes" : `in ${show(item.pick, 1)} s`;
+    const due = item.pick === null ? "yes"
+      : item.pick < 0 ? `${show(-item.pick, 1)} s ago` : `in ${show(item.pick, 1)} s`;
     setText(cells[6], [item.reason || due, ...(item.reason ? [] : flags)].join(", "));
     cells[6].className = item.reason ? "no" : "";
   });
@@ -247,18 +248,24 @@ function percent(share) {
 
 function showArms(arms) {
   $("arms").hidden = arms.length === 0;
-  document.querySelector("main").classList.toggle("armless", arms.length === 0);
   repeat($("arm-rows"), arms, rowMaker(["", "", "n", "n", "n", "n", "n"]), (row, arm) => {
     const purity = arm.purity === null ? percent(arm.expected) : percent(arm.purity);
-    const counted = arm.purity === null && arm.expected !== null ? `≈ ${purity}` : purity;
-    [arm.name, arm.state, show(arm.ordered), show(arm.picked), show(arm.missed), show(arm.wrong), counted]
+    const told = arm.purity === null && arm.expected !== null ? `≈ ${purity}` : purity;
+    [arm.name, arm.state, show(arm.ordered), show(arm.picked), show(arm.missed), show(arm.wrong), told]
       .forEach((text, i) => setText(row.children[i], text));
     row.className = arm.state === "dead" ? "dead" : "";
     row.title = Object.entries(arm.kinds).map(([kind, n]) => `${kind} ${n}`).join(", ");
   });
-  const known = arms.some((arm) => arm.purity !== null);
-  setText($("arm-note"), known ? "Purity as counted against the truth."
-    : "≈: purity to be expected from the scores of what was ordered.");
+  // Of all arms together: as counted against the truth where that is known, else as the scores say.
+  const counted = arms.filter((arm) => arm.purity !== null);
+  const held = counted.reduce((sum, arm) => sum + arm.right + arm.wrong, 0);
+  const right = counted.reduce((sum, arm) => sum + arm.right, 0);
+  const ordered = arms.reduce((sum, arm) => sum + arm.ordered, 0);
+  const scores = arms.reduce((sum, arm) => sum + arm.ordered * (arm.expected || 0), 0);
+  if (held) setText($("purity"), percent(right / held));
+  else setText($("purity"), ordered ? `≈ ${percent(scores / ordered)}` : "–");
+  setText($("purity-note"), held ? `purity: ${right} of ${held} picks right`
+    : "purity to be expected from the scores of what was ordered");
 }
 
 // --- plot ----------------------------------------------------------------------------------
@@ -534,7 +541,7 @@ async function listModels() {
     choice.append(radio, element("b", model.name), element("span", about, "quiet"));
     list.append(choice);
   }
-  if (!models.length) tell("No models found on this machine", true);
+  if (!models.length) throw new Error("there are none on this machine");
 }
 
 async function change(path, body, doing) {
@@ -560,10 +567,12 @@ async function change(path, body, doing) {
 }
 
 $("open-model").addEventListener("click", async () => {
-  tell("");
+  tell("Looking for models");
+  $("use-model").disabled = true;
   dialog.showModal();
   try {
     await listModels();
+    tell("");
   } catch (error) {
     tell(`The models cannot be listed: ${error.message}`, true);
   }
