@@ -367,6 +367,7 @@ _ROW = np.dtype(
         ("first", "f8"),
         ("last", "f8"),
         ("whole", "?"),
+        ("paired", "i8"),  # how often, of late, it was seen together with what it lies upon
         ("source", "i8"),
         ("flags", "i8"),
     ]
@@ -492,6 +493,7 @@ class Tracker:
         travel, spread = self._measure_travel(seen, match, odd, stamp_s, travel + shift)
         self._update_rows(seen, match, odd, stamp_s, travel, spread, since)
         self._miss(match, covered, travel, since, view)
+        self._join_twins(match)
         self._give_birth(seen, born, stamp_s, travel, spread)
         self._forget(stamp_s, travel)
         self.tracks = self._publish(stamp_s)
@@ -632,7 +634,7 @@ class Tracker:
         born = match < 0
         free = np.ones(len(rows), bool)
         free[match[match >= 0]] = False
-        known = rows["id"] > 0
+        known = (rows["id"] > 0) | (rows["hits"] > 1)
         area = rows["size"][:, 0] * rows["size"][:, 1]
         strange = np.zeros(len(rows), bool)
         patience = self.params.odd_s
@@ -817,6 +819,44 @@ class Tracker:
             unseen &= (y > view[2]) & (y < view[3])
             rows["hidden"][unseen] += since
         rows["misses"][unseen] += 1
+
+    def _join_twins(self, match: NDArray[np.intp]) -> None:
+        """Make one of two tracks that lie upon each other and are not seen together.
+
+        They come of an item that is seen now as one shape and now as another.
+        """
+        rows = self._rows
+        place, length = rows["place"], rows["size"][:, 0]
+        gap = np.abs(place[:, None] - place[None]).max(2)
+        near = np.triu(gap < 0.5 * np.minimum(length[:, None], length), 1)
+        near &= rows["whole"][:, None] & rows["whole"]
+        if not near.any():
+            return
+        seen = np.zeros(len(rows), bool)
+        seen[match[match >= 0]] = True
+        axis = 0.5 * np.arctan2(rows["axis"][:, 1], rows["axis"][:, 0])
+        gone = np.zeros(len(rows), bool)
+        for pair in np.argwhere(near):
+            within = _inside(place[pair], place[pair], axis[pair], rows["size"][pair])
+            if gone[pair].any() or not within.all():
+                continue
+            if seen[pair].all():
+                rows["paired"][pair] = np.minimum(rows["paired"][pair] + 1, 5)
+            elif seen[pair].any() and rows["paired"][pair].min() > 0:
+                rows["paired"][pair] -= 1
+            elif seen[pair].any():
+                # The older number stays: it may have been told to an arm.
+                first, second = sorted(pair, key=lambda row: (rows["id"][row] == 0, row))
+                rows["hits"][first] += rows["hits"][second]
+                rows["weight"][first] += rows["weight"][second]
+                self._votes[first] += self._votes[second]
+                rows["last"][first] = max(rows["last"][first], rows["last"][second])
+                if seen[second]:
+                    rows["source"][first] = rows["source"][second]
+                rows["hidden"][first] = 0.0
+                gone[second] = True
+        if gone.any():
+            self._rows, self._votes = rows[~gone], self._votes[~gone]
 
     def _give_birth(
         self,
