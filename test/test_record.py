@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,9 +111,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """A function that starts waste-seg; what still runs after the test is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: object) -> subprocess.Popen[str]:
+    def run(*arguments: object, before: Sequence[str] = ()) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "waste_seg_ros.cli", *map(str, arguments)],
+            [*before, sys.executable, "-m", "waste_seg_ros.cli", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -428,6 +428,29 @@ def test_compressed_images_are_recorded_where_there_are_no_others() -> None:
     assert takes("compressed", compressed, raw, compressed)
     assert not takes("compressed", raw, raw, compressed)
     assert not takes("none", raw, raw) and takes("none", "/cam/items", raw)
+
+
+def test_a_disk_that_is_full_ends_the_recording_with_what_it_had(
+    ros: Any, start: Any, tmp_path: Path
+) -> None:
+    images = ros.node.create_publisher(Image, "image_raw", 10)
+    limit = ("bash", "-c", 'ulimit -f 300; exec "$0" "$@"')  # of 1 kB: no file may be larger
+    process = start("record", "--compression", "none", "--output", "bag", before=limit)
+    wait_for_subscribers(ros, images)
+    message = to_image(scene(0)[0], "rgb8", header(0))
+
+    def ended() -> bool:
+        images.publish(message)
+        ros.spin_until(lambda: False, 0.1)
+        return process.poll() is not None
+
+    assert ros.spin_until(ended, 30)
+    output = process.communicate(timeout=20)[0]
+    assert process.returncode == 1
+    assert "File too large" in output and "--repair" in output and "Traceback" not in output
+    bag = Bag(tmp_path / "bag")
+    assert "cut short" in bag.problems[0]
+    assert {deserialize_message(e.data, Image) == message for e in bag.entries()} == {True}
 
 
 def test_nothing_to_record_is_told_with_what_there_is(ros: Any, start: Any) -> None:

@@ -46,6 +46,8 @@ IMAGE = (480, 640, 3)
 """Of the images sent in the round trip."""
 MATCH_WITHIN = 20.0
 """Seconds in which two processes must find each other; most of it is their start."""
+_UNKNOWN = "_UNKNOWN_"
+"""In the names that rmw gives to a node of which it has heard only a topic."""
 BUFFER = 4 << 20
 """Bytes of socket buffer that ``config/fastdds.xml`` asks for."""
 
@@ -285,10 +287,9 @@ def check_gpu(options: Options) -> Iterator[Line]:
             text, problem = str(error), True
         mend = "reinstall the driver, or restart after its update" if problem else ""
         yield Line("GPU", WARN if problem else OK, text.partition("\n")[0], mend)
-    for module, name in (("tensorrt", "TensorRT"),):
-        there = importlib.util.find_spec(module) is not None
-        text = "installed; no backend here uses it" if there else "not installed, which is fine"
-        yield Line(name, OK, text)
+    there = importlib.util.find_spec("tensorrt") is not None
+    text = "installed; no backend here uses it" if there else "not installed, which is fine"
+    yield Line("TensorRT", OK, text)
 
 
 def check_shared_memory(options: Options) -> Iterator[Line]:
@@ -553,13 +554,20 @@ def _buffers() -> Line:
 class RoundTrip:
     """Two processes that send to each other over DDS, started by making it."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], within: float = MATCH_WITHIN) -> None:
+        """Start the processes.
+
+        Args:
+            environment: further variables for them.
+            within: how long they may take to find each other [s].
+        """
+        self._within = within
         variables = {**os.environ, **environment}
         topic = f"waste_seg_doctor_{secrets.token_hex(6)}"
         code = "import sys; from waste_seg_ros.doctor import peer; peer(*sys.argv[1:])"
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-c", code, role, topic],
+                [sys.executable, "-c", code, role, topic, str(within)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -573,7 +581,7 @@ class RoundTrip:
         """What came back: ``small`` and ``images`` of `PINGS`, the median ``milliseconds``."""
         answering, asking = self._processes
         try:
-            out, err = asking.communicate(timeout=2 * MATCH_WITHIN + 20)
+            out, err = asking.communicate(timeout=self._within + 60)
         except subprocess.TimeoutExpired:
             return {"problem": "the processes do not end"}
         if asking.returncode:
@@ -590,8 +598,8 @@ class RoundTrip:
             process.communicate()
 
 
-def peer(role: str, topic: str) -> None:
-    """One end of a round trip: answers, or asks and prints what came back."""
+def peer(role: str, topic: str, within: str) -> None:
+    """One end of a round trip: answers until it is ended, or asks and prints what came back."""
     import rclpy
     from rclpy.qos import QoSProfile, ReliabilityPolicy
     from sensor_msgs.msg import Image
@@ -605,7 +613,7 @@ def peer(role: str, topic: str) -> None:
     node = rclpy.create_node(f"doctor_{role}")
     lossy = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
     there, back = (f"/{topic}/{way}" for way in ("there", "back"))
-    deadline = time.monotonic() + MATCH_WITHIN + 10
+    parent = os.getppid()
     if role == "answer":
         answer = node.create_publisher(String, back, 20)
         node.create_subscription(String, f"{there}/small", answer.publish, 20)
@@ -615,7 +623,7 @@ def peer(role: str, topic: str) -> None:
             lambda message: answer.publish(String(data=message.header.frame_id)),
             lossy,
         )
-        while time.monotonic() < deadline + 10:
+        while os.getppid() == parent:
             rclpy.spin_once(node, timeout_sec=0.2)
         return
 
@@ -635,8 +643,8 @@ def peer(role: str, topic: str) -> None:
         return all(counts) and node.count_publishers(back) > 0
 
     result: dict[str, Any] = {"small": 0, "images": 0}
-    if not spin(matched, MATCH_WITHIN):
-        print(json.dumps({"problem": f"they did not find each other in {MATCH_WITHIN:.0f} s"}))
+    if not spin(matched, float(within)):
+        print(json.dumps({"problem": f"they did not find each other in {float(within):.0f} s"}))
         return
 
     def known() -> bool:  # that we know the other does not mean that it knows us
@@ -694,10 +702,7 @@ def _camera(node: Any, options: Options) -> Iterator[Line]:
     raw = raw if raw.startswith("/") else f"{base.rstrip('/')}/{raw}"
     topic = raw + "/compressed" if compressed else raw
     expected = "sensor_msgs/msg/" + ("CompressedImage" if compressed else "Image")
-    end = time.monotonic() + options.wait
-    while not node.get_publishers_info_by_topic(topic) and time.monotonic() < end:
-        rclpy.spin_once(node, timeout_sec=0.05)
-    publishers = node.get_publishers_info_by_topic(topic)
+    publishers = _publishers(node, topic, options.wait)
     if not publishers:
         yield _nobody(node, topic, options)
         return
@@ -744,6 +749,20 @@ def _camera(node: Any, options: Options) -> Iterator[Line]:
     yield _intrinsics(info_topic, infos, images[-1])
 
 
+def _publishers(node: Any, topic: str, wait: float) -> list[Any]:
+    """Those heard of within so many seconds, names included, which come a little later."""
+    end = time.monotonic() + wait
+    settled = math.inf
+    while True:
+        found: list[Any] = node.get_publishers_info_by_topic(topic)
+        now = time.monotonic()
+        if found and settled == math.inf:
+            settled = now + 0.3  # for others, too
+        if now > end or (now > settled and not any(_UNKNOWN in p.node_name for p in found)):
+            return found
+        time.sleep(0.05)
+
+
 def _nobody(node: Any, topic: str, options: Options) -> Line:
     others = sorted(
         name
@@ -765,6 +784,8 @@ def _nobody(node: Any, topic: str, options: Options) -> Line:
 
 
 def _who(endpoint: Any) -> str:
+    if _UNKNOWN in endpoint.node_name:
+        return "a node without a name"
     return f"{endpoint.node_namespace.rstrip('/')}/{endpoint.node_name}"
 
 
@@ -804,7 +825,8 @@ def _mismatches(
                 continue
             policies = policy_differences(publisher.qos_profile, asked)
             lower = policies[0].partition(" ")[0] if policies else "reliability"
-            mend = f"change it in the camera's driver, or set {name}'s parameter "
+            who = "the segmenter" if name == ours else name
+            mend = f"change it in the camera's driver, or set {who}'s parameter "
             mend += f"qos_overrides.{topic}.subscription.{lower}"
             yield Line(
                 "QoS",

@@ -213,6 +213,7 @@ class BagWriter:
         self._split_bytes, self._keep = split_bytes, keep
         self._files: list[_File] = []
         self._number = 0
+        self._broken = False
         self._channels: dict[str, int] = {}
         try:
             folder.mkdir(parents=True)
@@ -247,12 +248,13 @@ class BagWriter:
         Raises:
             OSError: the disk is full or gone.
         """
-        if self._split_bytes and self._stream.tell() >= self._split_bytes:
-            self._end()
-            self._begin()
-        if name not in self._channels:
-            self._channels[name] = self._channel(self.topics[name])
-        self._writer.add_message(self._channels[name], log_time, data, publish_time)
+        with self._breakable():
+            if self._split_bytes and self._stream.tell() >= self._split_bytes:
+                self._end()
+                self._begin()
+            if name not in self._channels:
+                self._channels[name] = self._channel(self.topics[name])
+            self._writer.add_message(self._channels[name], log_time, data, publish_time)
         file = self._files[-1]
         file.first = min(file.first, log_time) if file.counts else log_time
         file.last = max(file.last, log_time)
@@ -266,8 +268,21 @@ class BagWriter:
         return self._writer.register_channel(topic.name, "cdr", schema, metadata)
 
     def flush(self) -> None:
-        """Write out what has come so far, so that it is there whatever becomes of this process."""
-        self._writer.flush()
+        """Write out what has come so far, so that it is there whatever becomes of this process.
+
+        Raises OSError.
+        """
+        with self._breakable():
+            self._writer.flush()
+
+    @contextlib.contextmanager
+    def _breakable(self) -> Iterator[None]:
+        """A chunk may be written in part; what would come behind it could not be read."""
+        try:
+            yield
+        except OSError:
+            self._broken = True
+            raise
 
     @property
     def counts(self) -> Counter[str]:
@@ -296,13 +311,18 @@ class BagWriter:
         write_file(self.folder / METADATA, yaml.safe_dump(whole, sort_keys=False).encode())
 
     def close(self) -> None:
-        """End the file and write the bag's metadata. Raises OSError."""
-        if not self._stream.closed:
-            try:
+        """End the file and write the bag's metadata; leave it as it is where writing failed.
+
+        Raises OSError.
+        """
+        if self._stream.closed:
+            return
+        try:
+            if not self._broken:
                 self._end()
-            finally:
-                with contextlib.suppress(OSError):
-                    self._stream.close()
+        finally:
+            with contextlib.suppress(OSError):
+                self._stream.close()
 
     def _metadata(self) -> dict[str, Any]:
         """As rosbag2_storage's yaml.hpp encodes it (version 9)."""
@@ -945,7 +965,11 @@ def _tell(folder: Path, bag: BagWriter, recorder: Recorder, there: Collection[st
     listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
     print(f"{folder}: {counts.total()} messages, {bag.size / 1e6:.1f} MB: {listed or 'none'}")
     if recorder.problem is not None:
-        print(f"waste-seg record: {folder}: {recorder.problem}", file=sys.stderr)
+        print(
+            f"waste-seg record: {folder}: {recorder.problem.strerror or recorder.problem}; what "
+            f"was written before can be read: waste-seg replay {folder} --repair FOLDER",
+            file=sys.stderr,
+        )
         return 1
     if not counts:
         print(

@@ -125,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
         if args.offline:
             return _offline(bag, args)
         return _play(bag, args)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:  # RecordingError, ModelError, ImageError are ValueErrors
         print(f"waste-seg replay: {error}", file=sys.stderr)
         return 1
