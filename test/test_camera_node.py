@@ -19,7 +19,8 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from waste_seg_ros.data.synthetic import SyntheticLine
 from waste_seg_ros.msg import WasteItemArray
-from waste_seg_ros.nodes.camera import FolderSource
+from waste_seg_ros.nodes import NodeError
+from waste_seg_ros.nodes.camera import FolderSource, open_source
 from waste_seg_ros.nodes.images import to_array
 
 ALL = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
@@ -260,3 +261,40 @@ def test_signals_end_it_properly(ros, start_node, number):
     node.process.send_signal(number)
     assert node.process.wait(10) == 0, node.output()
     assert "Traceback" not in node.output()
+
+
+def open_frames(path, **changes):
+    given = {"size": (0, 0), "rate": 30.0, "seed": 0, "speed": 0.0, "loop": True, "truth": ""}
+    return open_source(str(path), log=None, **{**given, **changes})
+
+
+def test_pictures_of_an_npy_file_go_round(tmp_path):
+    frames = np.arange(3 * 4 * 6 * 3, dtype=np.uint8).reshape(3, 4, 6, 3)
+    path = tmp_path / "frames.npy"
+    np.save(path, frames)
+    source = open_frames(path)
+    for k in (0, 1, 2, 0, 1):
+        assert np.array_equal(source.take(0.0).image, frames[k])
+    once = open_frames(path, loop=False, size=(12, 8))
+    assert [once.take(0.0).image.shape for _ in range(3)] == [(8, 12, 3)] * 3
+    assert once.take(0.0) is None
+
+
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (np.zeros((4, 6, 3), np.uint8), r"\(4, 6, 3\); pictures are"),
+        (np.zeros((1, 4, 6, 3), np.float32), "float32"),
+        (np.zeros((0, 4, 6, 3), np.uint8), "pictures are"),
+        (np.array([{}], object), "is not a file of pictures"),  # would have to be unpickled
+        (b"no array", "is not a file of pictures"),
+    ],
+)
+def test_npy_files_of_something_else_are_refused(content, problem, tmp_path):
+    path = tmp_path / "frames.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(NodeError, match=problem):
+        open_frames(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -155,3 +156,18 @@ def test_a_cup_is_drawn_as_a_circle_and_dashed_where_it_is_not_for_picking():
         assert (rim | (away < 6)).all()  # a cross marks the middle
         counts.append(int(rim.sum()))
     assert 0 < counts[1] < 0.7 * counts[0]
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (1280, 720), (1284, 963), (641, 479)])
+def test_halving_first_gives_nearly_the_means_over_areas(size):
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (size[1], size[0], 3), np.uint8), (0, 0), 3)
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX)
+    small = scale_image(image, (320, 240))
+    means = cv2.resize(image.astype(np.float32), (320, 240), interpolation=cv2.INTER_AREA)
+    off = small - means
+    assert small.shape == (240, 320, 3)
+    assert np.abs(off).mean() < 4.0 and abs(off.mean()) < 0.5
+    # Not shifted: by a pixel either way it fits far worse.
+    shifted = np.abs(small[:, 1:] - means[:, :-1]).mean()
+    assert np.abs(off).mean() < 0.4 * shifted

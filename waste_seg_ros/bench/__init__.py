@@ -128,7 +128,7 @@ def _add_measuring(parser: argparse.ArgumentParser, part: str) -> None:
     if part in ("graph", "all"):
         parser.add_argument("--rates", type=_rate, nargs="+", help="of the camera [Hz]")
         parser.add_argument("--seconds", type=_above_zero, help="that a case is measured")
-        parser.add_argument("--warm-up", type=_above_zero, default=2.0, help="seconds before that")
+        parser.add_argument("--warm-up", type=_above_zero, help="seconds before that")
         parser.add_argument(
             "--overload", type=float, default=OVERLOAD, help="camera's rate there; 0: leave out"
         )
@@ -281,7 +281,7 @@ def _node(args: argparse.Namespace, bundle: Bundle, peers: _Peers) -> list[dict[
         if not args.quick:
             cases += [Case(HD, 10), Case(VGA, 1), Case(VGA, 50)]
             cases += [Case(VGA, items, LARGE_INPUT) for items in (1, 10, 50, 100)]
-    rounds = args.rounds or (12 if args.quick else 40)
+    rounds = args.rounds or (8 if args.quick else 40)
     options: dict[str, Any] = {
         "threads": args.threads,
         "rounds": rounds,
@@ -304,7 +304,8 @@ def _node(args: argparse.Namespace, bundle: Bundle, peers: _Peers) -> list[dict[
 def _graph(args: argparse.Namespace, bundle: Bundle, peers: _Peers) -> list[dict[str, Any]]:
     from waste_seg_ros.bench.graph import Case, measure, session
 
-    seconds = args.seconds or (4.0 if args.quick else 10.0)
+    seconds = args.seconds or (3.0 if args.quick else 10.0)
+    warm_up = args.warm_up or (1.0 if args.quick else 2.0)
     if args.images or args.items or args.rates or args.input:
         cases = [
             Case(image, rate, items, args.input)
@@ -346,7 +347,7 @@ def _graph(args: argparse.Namespace, bundle: Bundle, peers: _Peers) -> list[dict
                     model=str(bundle.path),
                     backend=args.backend,
                     threads=args.threads,
-                    warm_up=args.warm_up,
+                    warm_up=warm_up,
                 )
             )
     return found

@@ -27,7 +27,8 @@ def print_head(report: Mapping[str, Any]) -> None:
     """Print what was measured where."""
     machine = report["machine"]
     print(
-        f"{report['settings']['model']} at {report['commit'][:10] or '?'} on {machine['cores']} "
+        f"{report['settings']['model'].partition('@')[0]} at commit "
+        f"{report['commit'][:10] or '?'} on {machine['cores']} "
         f"cores of {machine['processor']}"
     )
     if report["clock"] == "processor":
