@@ -328,6 +328,26 @@ def test_a_recording_that_is_not_there_is_refused_by_name(tmp_path: Path) -> Non
         Bag(tmp_path)
 
 
+def test_damage_of_any_kind_ends_in_one_kind_of_error(tmp_path: Path) -> None:
+    content = small_chunks(tmp_path / "bag", 3).read_bytes()
+    rng = np.random.default_rng(0)
+    file = tmp_path / "damaged.mcap"
+    readable = 0
+    for number in range(150):
+        damaged = bytearray(content)
+        if number % 3 == 0:
+            del damaged[rng.integers(len(damaged)) :]
+        else:
+            at = rng.integers(8, len(damaged) - 8)
+            damaged[at : at + 8] = rng.bytes(8)
+        file.write_bytes(damaged)
+        with contextlib.suppress(RecordingError):
+            bag = Bag(file)
+            readable += bool(list(bag.salvage()))
+            list(bag.entries())
+    assert readable > 50
+
+
 # --- recording over DDS ---------------------------------------------------------------------------
 
 

@@ -80,7 +80,9 @@ _UNREADABLE = (
     ValueError,
     RuntimeError,  # lz4
     EOFError,
-    KeyError,
+    LookupError,
+    MemoryError,  # a length that is none
+    OverflowError,
 )
 """What the reader of a damaged file raises."""
 
