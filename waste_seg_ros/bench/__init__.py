@@ -218,8 +218,8 @@ def _measure(args: argparse.Namespace) -> int:
             print(f"\npeer: {args.peer}, for its speed only")
         else:
             print(
-                f"\npeer: {args.peer} with random weights, for its speed only: the best boxes "
-                "count as found, as many as there are items"
+                f"\npeer: {args.peer} with random weights, for its speed only: of its best boxes "
+                "up to as many count as found as there are items"
             )
         report["peer_problem"] = peers.problem
     if args.output:

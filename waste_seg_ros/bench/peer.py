@@ -6,8 +6,9 @@ told to stay offline, and exported like our bundles, with the scaling of pixels 
 `yolo export model=... format=onnx` a user makes a file of trained weights, and needs no
 ``ultralytics`` here. Nothing is downloaded, and nothing is unpickled.
 
-Random weights find nothing above a threshold. So that decoding costs what it would, the best N
-boxes then count as found, N the number of items in the picture; overlaps are thinned out as usual.
+Random weights find nothing above a threshold. So that decoding costs about what it would, the best
+`CROWDED` times N boxes then count as found, N the number of items in the picture; when overlaps are
+thinned out as usual, up to N are kept.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from waste_seg_ros.runtime.backends import BackendError
 STRIDE = 32
 CONFIDENCE, OVERLAP = 0.25, 0.7
 """Least score of a box and greatest IoU of two of one class: the defaults of ultralytics."""
-COEFFICIENTS = 32
-"""Of an anchor, for the prototypes of masks."""
+CROWDED = 8
+"""Boxes that a trained network finds for an item, about, before they are thinned out."""
 MEND = (
     "pip install ultralytics (AGPL-3.0), or give --peer a file of "
     "`yolo export model=... format=onnx`"
@@ -194,7 +195,7 @@ def decode(
     Args:
         raw: what the network gives.
         size: (width, height) of its input.
-        best: so many boxes of the highest scores count as found; 0: those above `CONFIDENCE`.
+        best: keep so many boxes whatever their scores; 0: those above `CONFIDENCE`.
 
     Returns:
         instances (h, w) uint16, labels (h, w) uint8 and scores (h, w) float32 at the resolution of
@@ -206,7 +207,9 @@ def decode(
     scores = np.zeros((height, width), np.float32)
     chances = raw.boxes[4:-count]
     likely = chances.max(axis=0)
-    chosen = np.argsort(likely)[::-1][:best] if best else np.flatnonzero(likely >= CONFIDENCE)
+    chosen = np.flatnonzero(likely >= CONFIDENCE)
+    if best:
+        chosen = np.argsort(likely)[::-1][: CROWDED * best]
     if not len(chosen):
         return instances, labels, scores
     kinds = chances[:, chosen].argmax(axis=0)
@@ -214,9 +217,10 @@ def decode(
     corners = middle - sides / 2
     # Boxes of different classes do not thin each other out: they are put far apart.
     apart = np.concatenate([corners + (kinds * 1e4)[:, None], sides], axis=1)
-    kept = cv2.dnn.NMSBoxes(apart.tolist(), likely[chosen].tolist(), 0.0, OVERLAP)
+    kept = np.asarray(cv2.dnn.NMSBoxes(apart.tolist(), likely[chosen].tolist(), 0.0, OVERLAP))
+    kept = kept.ravel()[: best or None]
     scale = np.array([width / size[0], height / size[1]])
-    for number, index in enumerate(np.asarray(kept).ravel()[::-1], 1):
+    for number, index in enumerate(kept[::-1], 1):
         x0, y0 = np.floor(corners[index] * scale).astype(int).clip(0)
         x1, y1 = np.ceil((corners[index] + sides[index]) * scale).astype(int)
         part = raw.masks[:, y0:y1, x0:x1]

@@ -27,9 +27,7 @@ class Peer(Segmenter):
     def _declare(self) -> None:
         super()._declare()
         declare(self, "peer", "", "ONNX file of the network.", read_only=True)
-        declare(
-            self, "peer_items", 0, "So many boxes count as found; 0: by score.", low=0, high=10_000
-        )
+        declare(self, "peer_items", 0, "Keep so many boxes; 0: by score.", low=0, high=10_000)
 
     def _load(self, request: Request) -> Model:
         """Load the peer in the place of the bundle, of which only the classes' names are used."""
