@@ -291,6 +291,20 @@ def test_tracks_are_counted_once_each_and_those_that_come_next_are_first(clock):
     assert totals == {"paper": (2, 2), "nylon": (0, 1)}
 
 
+def test_shares_of_classes_are_of_the_last_minute(clock):
+    state = LineState(clock=clock)
+    state.add_items([item(kind="paper")] * 3, 0.05)
+    clock.now += 40
+    state.add_items([item(kind="bottle")], 0.05)
+    shares = {c["name"]: (c["now"], c["share"]) for c in state.snapshot()["classes"]}
+    assert shares == {"paper": (0, 0.75), "bottle": (1, 0.25)}
+    clock.now += 30
+    shares = {c["name"]: (c["now"], c["share"]) for c in state.snapshot()["classes"]}
+    assert shares == {"paper": (0, 0.0), "bottle": (0, 1.0)}
+    clock.now += 60
+    assert all(c["share"] == 0 for c in state.snapshot()["classes"])
+
+
 def test_numbers_that_are_none_are_no_trouble(clock):
     state = LineState(clock=clock)
     bad = Seen(1, "paper", math.nan, (math.inf, 0.0), math.nan, (math.nan, 1.0, 0.0))

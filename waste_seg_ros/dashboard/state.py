@@ -133,7 +133,8 @@ class LineState:
         self._latencies: deque[tuple[float, float]] = deque(maxlen=4096)  # when, s
         self._arrivals: deque[float] = deque(maxlen=4096)
         self._stages: dict[str, float] = {}
-        self._counts: deque[tuple[float, Counter[str]]] = deque(maxlen=2048)
+        self._counts: deque[tuple[float, Counter[str]]] = deque()  # of the last minute
+        self._minute: Counter[str] = Counter()  # their sum
         self._totals: dict[str, int] = {}
         self._told: deque[int] = deque(maxlen=4096)  # tracks that are in the totals
         self._told_set: set[int] = set()
@@ -173,6 +174,8 @@ class LineState:
                     old = self._stages.get(name, value)
                     self._stages[name] = old + 0.05 * (value - old)
             self._counts.append((now, Counter(item.kind for item in items)))
+            self._minute.update(self._counts[-1][1])
+            self._forget_counts(now)
             if model and model != self._model:
                 self._model = model
 
@@ -333,8 +336,7 @@ class LineState:
         named = self._model_values().get("classes", "")
         kinds = [name for name in named.split(", ") if name]
         seen = {item.kind for item in self._items} | set(self._totals)
-        for _, counts in self._counts:
-            seen |= counts.keys()
+        seen |= self._minute.keys()
         return kinds + sorted(seen - set(kinds))
 
     def _color(self, kind: str) -> str:
@@ -343,22 +345,23 @@ class LineState:
         return "#{:02x}{:02x}{:02x}".format(*class_color(index))
 
     def _classes(self, now: float, shown: Sequence[Seen]) -> list[dict[str, Any]]:
-        counted: Counter[str] = Counter()
-        for at, counts in self._counts:
-            if now - at <= 60.0:
-                counted += counts
-        all_of_them = sum(counted.values())
+        self._forget_counts(now)
+        all_of_them = self._minute.total()
         here = Counter(item.kind for item in shown)
         return [
             {
                 "name": kind,
                 "color": self._color(kind),
                 "now": here[kind],
-                "share": _round(counted[kind] / all_of_them, 3) if all_of_them else 0,
+                "share": _round(self._minute[kind] / all_of_them, 3) if all_of_them else 0,
                 "total": self._totals.get(kind),
             }
             for kind in self._kinds()
         ]
+
+    def _forget_counts(self, now: float) -> None:
+        while self._counts and now - self._counts[0][0] > 60.0:
+            self._minute.subtract(self._counts.popleft()[1])
 
     def _model_values(self) -> dict[str, str]:
         for name, health in self._health.items():

@@ -144,12 +144,12 @@ function showState(text) {
   setText($("p99-note"), `median ${show(s.p50)} ms`);
   setText($("in-view"), show(s.inView));
   setText($("in-view-note"), s.tracked === null ? "items" : `${s.tracked} followed on the belt`);
-  setText($("dropped"), show(s.dropped.minute));
+  setText($("dropped"), show(silent ? null : s.dropped.minute));
   setText($("dropped-note"), `images of the last minute`);
   $("dropped").parentElement.title = `${s.dropped.total} in all: ${
     Object.entries(s.dropped.parts).map(([name, count]) => `${name} ${count}`).join(", ")}`;
   setText($("model-name"), s.model.name || "–");
-  showClasses(s.classes);
+  showClasses(s.classes, s.inView !== null);
   showItems(s);
   showHealth(s.diagnostics);
   showArms(s.arms);
@@ -163,7 +163,7 @@ function showState(text) {
   return s.n;
 }
 
-function showClasses(classes) {
+function showClasses(classes, fresh) {
   repeat($("class-list"), classes, () => {
     const item = element("li");
     const track = element("div", undefined, "track");
@@ -177,7 +177,7 @@ function showClasses(classes) {
     fill.style.width = `${100 * c.share}%`;
     fill.style.background = c.color;
     track.title = `${Math.round(100 * c.share)} % of the last minute`;
-    setText(count, String(c.now));
+    setText(count, fresh ? String(c.now) : "–");
     item.title = c.total === null ? "" : `${c.total} since the start`;
   });
   const totals = classes.filter((c) => c.total);
@@ -216,6 +216,7 @@ function showItems(s) {
 const WORDS = { ok: "OK", warn: "WARN", error: "ERROR" };
 
 function showHealth(diagnostics) {
+  $("health-none").hidden = diagnostics.length > 0;
   repeat($("health-list"), diagnostics, () => {
     const item = element("li");
     const details = element("details");
