@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
 
 Array = NDArray[np.float64]
 
@@ -531,16 +532,17 @@ class Tracker:
             return 0.0, 0, 0.0
         dx = seen.position[d, 0][:, None] - travel - rows["place"][t, 0]
         dy = seen.position[d, 1][:, None] - rows["place"][t, 1]
-        variance = seen.cov[d][:, None] + rows["cov"][t]
         limit = 4.0 * sigma + 0.01 if reach is None else reach
-        alike = dy**2 < self.params.gate * variance[..., 1, 1]
-        alike &= np.abs(dx) < limit
-        length = np.maximum(seen.size[d, 0], 1e-3)[:, None] / np.maximum(rows["size"][t, 0], 1e-3)
-        alike &= (length > 0.5) & (length < 2.0)
-        found = np.sort(dx[alike])
-        if not len(found):
+        across = seen.cov[d, 1, 1][:, None] + rows["cov"][t, 1, 1]
+        i, j = np.nonzero((np.abs(dx) < limit) & (dy * dy < self.params.gate * across))
+        length = np.maximum(seen.size[d[i], 0], 1e-3) / np.maximum(rows["size"][t[j], 0], 1e-3)
+        alike = (length > 0.5) & (length < 2.0)
+        i, j = i[alike], j[alike]
+        if not len(i):
             return 0.0, 0, 0.0
-        tolerance = max(0.003, 2.5 * math.sqrt(float(np.median(variance[..., 0, 0][alike]))))
+        found = np.sort(dx[i, j])
+        variance = seen.cov[d[i], 0, 0] + rows["cov"][t[j], 0, 0]
+        tolerance = max(0.003, 2.5 * math.sqrt(float(np.median(variance))))
         low = np.searchsorted(found, found - tolerance, "left")
         high = np.searchsorted(found, found + tolerance, "right")
         count = high - low
@@ -639,53 +641,48 @@ class Tracker:
         strange = np.zeros(len(rows), bool)
         patience = self.params.odd_s
         # Matched, but of another size: two seen as one, or a part.
-        for d in np.flatnonzero(match >= 0):
-            row = int(match[d])
-            if not (rows["whole"][row] and known[row] and seen.whole[d]):
+        d = np.flatnonzero((match >= 0) & seen.whole)
+        row = match[d]
+        other = rows["whole"][row] & known[row]
+        other &= (seen.area[d] < 0.6 * area[row]) | (seen.area[d] > 1.5 * area[row])
+        strange[row[other]] = True
+        odd[d[other]] = rows["odd"][row[other]] <= patience
+        place = rows["place"] + np.array([travel, 0.0])
+        axis = 0.5 * np.arctan2(rows["axis"][:, 1], rows["axis"][:, 0])
+        lost = free & known
+        if count and lost.any():
+            low, high = seen.position[:, 0].min() - 0.5, seen.position[:, 0].max() + 0.5
+            near = np.flatnonzero(lost & (place[:, 0] > low) & (place[:, 0] < high))
+            inside = _inside(place[near], seen.position, seen.yaw, seen.size)
+            covered[near] = inside[:, match >= 0].any(1)
+            several = (match < 0) & (inside.sum(0) > 1)  # seen as one
+            covered[near] |= inside[:, several].any(1)
+            born[several] = False
+        for d in np.flatnonzero(born):
+            # One that seems to have moved or grown, or a piece of one.
+            owners = np.flatnonzero(known & rows["whole"] & (lost | strange) & ~covered)
+            gap = np.hypot(*(place[owners] - seen.position[d]).T)
+            owners, gap = owners[gap < 1.0], gap[gap < 1.0]
+            one = slice(d, d + 1)
+            within = _inside(place[owners], seen.position[one], seen.yaw[one], seen.size[one])[:, 0]
+            piece = _inside(seen.position[one], place[owners], axis[owners], rows["size"][owners])[
+                0
+            ]
+            within |= piece & (seen.area[d] < 0.8 * area[owners])
+            if not within.any():
                 continue
-            if 0.6 * area[row] <= seen.area[d] <= 1.5 * area[row]:
-                continue
-            strange[row] = True
-            odd[d] = rows["odd"][row] <= patience
-        if (match < 0).any() or (free & known).any():
-            place = rows["place"] + [travel, 0.0]
-            axis = 0.5 * np.arctan2(rows["axis"][:, 1], rows["axis"][:, 0])
-            in_detection = _inside(place, seen.position, seen.yaw, seen.size)  # (T, D)
-            in_track = _inside(seen.position, place, axis, rows["size"])  # (D, T)
-            lost = free & known
-            for d in range(count):
-                under = np.flatnonzero(in_detection[:, d] & lost)
-                if match[d] >= 0:
-                    covered[under] = True
-                    continue
-                if len(under) > 1:  # several seen as one
-                    covered[under] = True
-                    born[d] = False
-            for d in np.flatnonzero(born):
-                # One that seems to have moved or grown, or a piece of one.
-                owners = np.flatnonzero(
-                    known
-                    & rows["whole"]
-                    & (in_detection[:, d] | (in_track[d] & (seen.area[d] < 0.8 * area)))
-                    & (lost | strange)
-                    & ~covered
-                )
-                if not len(owners):
-                    continue
-                gap = np.hypot(*(place[owners] - seen.position[d]).T)
-                owner = int(owners[gap.argmin()])
-                strange[owner] = True
-                if rows["odd"][owner] <= patience:
-                    born[d] = False
-                elif lost[owner] and seen.whole[d]:
-                    born[d] = False
-                    match[d] = owner
-                    lost[owner] = False
-                    # Nothing of what was known of its place and shape holds.
-                    rows["whole"][owner] = False
+            owner = int(owners[within][gap[within].argmin()])
+            strange[owner] = True
+            if rows["odd"][owner] <= patience:
+                born[d] = False
+            elif lost[owner] and seen.whole[d]:
+                born[d] = False
+                match[d] = owner
+                lost[owner] = False
+                # Nothing of what was known of its place and shape holds.
+                rows["whole"][owner] = False
         rows["odd"] = np.where(strange, rows["odd"] + since, 0.0)
-        for row in np.flatnonzero(strange & free):
-            covered[row] = True
+        covered |= strange & free
         return match, born, covered, odd
 
     # --- what it says -----------------------------------------------------------------------------
@@ -757,7 +754,7 @@ class Tracker:
         if not len(d):
             return
         p, r = rows["cov"][row], seen.cov[d]
-        gain = p @ np.linalg.inv(p + r)
+        gain = p @ _inverse(p + r)
         residual = seen.position[d] - rows["place"][row]
         residual[:, 0] -= travel
         rows["place"][row] += np.einsum("nij,nj->ni", gain, residual)
@@ -827,16 +824,15 @@ class Tracker:
         """
         rows = self._rows
         place, length = rows["place"], rows["size"][:, 0]
-        gap = np.abs(place[:, None] - place[None]).max(2)
-        near = np.triu(gap < 0.5 * np.minimum(length[:, None], length), 1)
-        near &= rows["whole"][:, None] & rows["whole"]
-        if not near.any():
+        near = _pairs(place, 0.5 * length)
+        near = near[rows["whole"][near].all(1)]
+        if not len(near):
             return
         seen = np.zeros(len(rows), bool)
         seen[match[match >= 0]] = True
         axis = 0.5 * np.arctan2(rows["axis"][:, 1], rows["axis"][:, 0])
         gone = np.zeros(len(rows), bool)
-        for pair in np.argwhere(near):
+        for pair in near:
             within = _inside(place[pair], place[pair], axis[pair], rows["size"][pair])
             if gone[pair].any() or not within.all():
                 continue
@@ -1008,19 +1004,20 @@ def _without_doubles(seen: _Seen) -> _Seen:
     """Leave out what is seen twice: the lesser of two of about one middle and size."""
     if len(seen.score) < 2:
         return seen
-    gap = np.hypot(*(seen.position[:, None] - seen.position[None]).transpose(2, 0, 1))
-    width = np.maximum(np.minimum(seen.size[:, 1][:, None], seen.size[:, 1]), 0.004)
-    area = np.maximum(seen.area, 1e-8)
-    ratio = area[:, None] / area
-    double = (gap < 0.35 * width) & (ratio > 0.5) & (ratio < 2.0)
-    double &= seen.whole[:, None] & seen.whole
-    if double.sum() == len(gap):  # only each with itself
+    width, area = np.maximum(seen.size[:, 1], 0.004), np.maximum(seen.area, 1e-8)
+    near = _pairs(seen.position, 0.35 * width)
+    ratio = area[near[:, 0]] / area[near[:, 1]]
+    near = near[seen.whole[near].all(1) & (ratio > 0.5) & (ratio < 2.0)]
+    if not len(near):
         return seen
-    keep = np.ones(len(gap), bool)
-    for d in np.argsort(-seen.score, kind="stable"):
-        if keep[d]:
-            keep &= ~double[d]
-            keep[d] = True
+    keep = np.ones(len(seen.score), bool)
+    # What is the lesser of a pair goes, unless the better went before.
+    near = np.where(
+        (seen.score[near[:, 0]] >= seen.score[near[:, 1]])[:, None], near, near[:, ::-1]
+    )
+    for better, lesser in near[np.argsort(-seen.score[near[:, 0]], kind="stable")]:
+        if keep[better]:
+            keep[lesser] = False
     return _Seen(
         seen.position[keep],
         seen.cov[keep],
@@ -1033,8 +1030,25 @@ def _without_doubles(seen: _Seen) -> _Seen:
     )
 
 
+def _pairs(points: Array, reach: Array) -> NDArray[np.intp]:
+    """(P, 2) rising pairs of points (N, 2) that are nearer than the lesser reach of the two."""
+    if len(points) < 2:
+        return np.zeros((0, 2), np.intp)
+    pairs = cKDTree(points).query_pairs(float(reach.max()), output_type="ndarray")
+    gap = np.hypot(*(points[pairs[:, 0]] - points[pairs[:, 1]]).T)
+    return pairs[gap < reach[pairs].min(1)]
+
+
+def _inverse(m: Array) -> Array:
+    """Of (N, 2, 2) symmetric matrices."""
+    a, b, c = m[:, 0, 0], m[:, 0, 1], m[:, 1, 1]
+    return np.array([[c, -b], [-b, a]]).transpose(2, 0, 1) / (a * c - b * b)[:, None, None]
+
+
 def _cut_variance(seen: _Seen, length: Array, whole: NDArray[np.bool_]) -> Array:
     """(D, T): how far the middle of what the border cuts may be from that of the whole [m^2]."""
+    if seen.whole.all():
+        return np.zeros((len(seen.score), len(length)))
     cut = np.where(seen.whole, 0.0, 1.0)[:, None]
     reach = np.maximum(seen.size[:, 0][:, None], np.where(whole, length, 0.0))
     return cut * np.maximum(reach / 3.0, 0.01) ** 2
