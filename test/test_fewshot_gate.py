@@ -12,10 +12,13 @@ import torch
 
 from waste_seg_ros.data.sample import CLASSES, Sample, rename_labels
 from waste_seg_ros.data.synthetic import synthetic_sample
-from waste_seg_ros.fewshot.finetune import SampleData
+from waste_seg_ros.fewshot.finetune import FineTuneConfig, SampleData
 from waste_seg_ros.fewshot.gate import GateSettings, frozen_digest, judge
+from waste_seg_ros.fewshot.labels import Label
 from waste_seg_ros.fewshot.prototypes import FewShotError, learn_class
 from waste_seg_ros.fewshot.registry import Registry, RegistryError
+from waste_seg_ros.fewshot.session import SessionConfig, run_session
+from waste_seg_ros.fewshot.store import Store, split
 from waste_seg_ros.models import build_model
 from waste_seg_ros.runtime.bundle import BundleError, load_model, open_bundle, save_bundle
 from waste_seg_ros.train.start import start_from
@@ -132,8 +135,8 @@ def test_what_was_not_measured_counts_against_a_candidate(made, held_out, frozen
     assert "show 'aluminum', so nobody knows" in verdict.reason
     with pytest.raises(FewShotError, match="no class"):
         judge(base, good, held_out, frozen, ())
-    with pytest.raises(FewShotError, match="held-out samples: there are no frames"):
-        judge(base, good, SampleData([], NEW), frozen, ("nylon",), threads=1)
+    with pytest.raises(FewShotError, match="and an end"):
+        judge(base, good, held_out, SampleData([], NEW), ("nylon",))
 
 
 def test_a_frozen_set_that_changes_has_another_digest(frozen):
@@ -142,6 +145,55 @@ def test_a_frozen_set_that_changes_has_another_digest(frozen):
     assert isinstance(other, Sample)
     assert frozen_digest([other]) != frozen_digest([first])
     assert frozen_digest([first]) == frozen_digest([replace(first, name="else")])
+
+
+def test_from_the_store_to_a_candidate_and_its_promotion(registry, made, tmp_path, frozen):
+    store = Store(tmp_path / "store", OLD)
+    for scene in scenes(930001, 6, NEW):
+        labels = [
+            Label(NEW[int(np.bincount(scene.labels[mask]).argmax()) - 1], mask)
+            for number in np.unique(scene.instances)
+            if number and (mask := scene.instances == number).sum() >= 24
+        ]
+        store.add(scene.image, labels, complete=True)
+    seen = []
+    quick = FineTuneConfig(steps=2, batch=2, measure=2)
+    config = SessionConfig(tuning=quick, gate=GateSettings(margin=0.2), held_out=0.5)
+    outcome = run_session(
+        store, registry, [frozen], frozen, ("Nylon",), config, progress=seen.append
+    )
+    assert outcome.notes == () and [p.step for p in seen] == [1, 2]
+    assert outcome.candidate.manifest.classes == NEW
+    assert outcome.candidate.manifest.parent == made[1].reference
+    assert outcome.candidate.manifest.training["learned"] == ["nylon"]
+    held = set(split(store.entries(), 0.5)[1])
+    assert held and not held & set(outcome.candidate.manifest.training["samples"])
+    assert outcome.verdict.frames["held-out"] == len(held)
+    assert outcome.verdict.passed, outcome.verdict.table()
+    name = outcome.candidate.manifest.name
+    assert registry.promote(name).reference == registry.current().reference
+    # What was promoted knows the class: prototypes have nothing to give.
+    with pytest.raises(FewShotError, match="known already"):
+        run_session(store, registry, [], frozen, ("nylon",), replace(config, fast=True))
+    with pytest.raises(FewShotError, match="no samples of 'glass'"):
+        run_session(store, registry, [], frozen, ("glass",))
+    stopped = run_session(
+        store, registry, [frozen], frozen, ("nylon",), config, cancelled=lambda: True
+    )
+    assert stopped.candidate is None
+    assert len(registry.candidates()) == 3
+
+
+def test_samples_of_one_picture_give_a_candidate_that_is_refused(registry, tmp_path, frozen):
+    store = Store(tmp_path / "store", OLD)
+    scene = next(s for s in scenes(930001, 6, NEW) if (s.labels == 4).sum() > 200)
+    store.add(scene.image, [Label("nylon", scene.labels == 4)])
+    outcome = run_session(store, registry, [frozen], frozen, (), SessionConfig(fast=True))
+    assert "show one picture" in outcome.notes[0]
+    assert not outcome.verdict.passed
+    assert "no held-out sample shows 'nylon'" in outcome.verdict.reason
+    with pytest.raises(RegistryError, match="was refused"):
+        registry.promote(outcome.candidate.manifest.name)
 
 
 # --- the pointer ----------------------------------------------------------------------------------

@@ -144,18 +144,25 @@ def judge(
         threads: of it; 0 leaves it to the runtime.
 
     Raises:
-        FewShotError: if there is nothing to measure on, or no class to learn is given.
+        FewShotError: if the frozen set is empty or endless, or no class to learn is given.
         BackendError: if a bundle cannot be run.
     """
     settings = settings or GateSettings()
     begin = time.perf_counter()
     if not learned:
         raise FewShotError("no class to learn is given, so there is nothing to gain")
+    if not len(frozen):
+        raise FewShotError(
+            "the frozen set must have samples and an end, such as synthetic:950001:60"
+        )
     digest = frozen_digest(frozen)
     results: dict[str, list[dict[str, Any]]] = {"held-out": [], "frozen": []}
     for bundle in (current, candidate):
         predict = bundle_predictor(bundle, backend, threads)
         for name, data in (("held-out", held_out), ("frozen", frozen)):
+            if name == "held-out" and not len(held_out):
+                results[name].append({"frames": 0})  # which counts against it
+                continue
             try:
                 result = evaluate(
                     predict, data, head=bundle.manifest.head, classes=bundle.manifest.classes
