@@ -89,6 +89,29 @@ def test_shipped_weights_on_the_synthetic_line(tmp_path):
     assert contact.shape[0] > 2 * 480 and contact.shape[1] > 3 * 640
 
 
+def test_arms_pick_on_the_synthetic_line(tmp_path):
+    demo = start_demo(tmp_path, "--frames", 50, "--rate", 4, "--seed", 1000, "--arms", 2)
+    output = finish(demo)
+    assert demo.returncode == 0, output
+    arms = summary_of(tmp_path)["arms"]
+    assert set(arms["by_arm"]) == {"arm_1", "arm_2"}
+    assert arms["right"] >= 1 and arms["right"] > arms["wrong"], output
+    assert arms["right"] + arms["wrong"] + arms["missed"] <= arms["orders"]
+    assert arms["items_ordered_twice"] == 0
+    assert arms["purity"] == arms["right"] / (arms["right"] + arms["wrong"])
+    for result in ("right", "wrong", "missed"):
+        assert arms[result] == sum(arm[result] for arm in arms["by_arm"].values())
+        assert arms[result] == sum(kind[result] for kind in arms["by_class"].values())
+    assert 0 < arms["of_them_ordered"] <= arms["items_that_came"]
+    assert f"purity {arms['purity']:.2f}" in output
+
+
+def test_arms_need_a_line_whose_truth_is_known(tmp_path):
+    demo = start_demo(tmp_path, "--source", tmp_path, "--arms", 1)
+    assert "--arms needs the synthetic line" in finish(demo)
+    assert demo.returncode == 2
+
+
 # --- with a network whose answers are known -------------------------------------------------------
 
 

@@ -94,3 +94,53 @@ def test_a_cpp_program_reads_the_items(ros, tmp_path: Path) -> None:
         "camera_optical_frame aluminum 0.50 grasp -0.125 0.000 1.000 jaw 0.062 too wide touching",
         "camera_optical_frame nylon 1.00 grasp 0.000 0.000 0.000 jaw 0.000 pickable",
     ]
+
+
+def test_the_cpp_example_of_an_arm_picks_and_says_so(ros, tmp_path: Path) -> None:
+    from builtin_interfaces.msg import Time
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+
+    from waste_seg_ros.msg import ArmState, Pick
+
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed; it is needed to build a C++ program")
+    build = tmp_path / "build"
+    for command in (
+        ["cmake", "-S", SOURCES.parent / "examples" / "cpp", "-B", build],
+        ["cmake", "--build", build],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def order(number: int, arm: str, ahead: float, stands: float) -> Pick:
+        now = ros.node.get_clock().now().nanoseconds
+        times = [divmod(now + int(1e9 * s), 10**9) for s in (ahead, stands)]
+        pick_time, expiry = (Time(sec=sec, nanosec=nanosec) for sec, nanosec in times)
+        pick = Pick(track_id=number, arm=arm, pick_time=pick_time, expiry=expiry)
+        pick.item.class_id, pick.item.grasp_width = "aluminum", 0.0625
+        pick.item.grasp.position.x, pick.item.grasp.position.y = 1.2, -0.125
+        return pick
+
+    # All but one are there before the program, which is to hear those that stand.
+    standing = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    picks = ros.node.create_publisher(Pick, "picks", standing)
+    states = ros.collect(ArmState, "arms/state", 50)
+    picks.publish(order(1, "arm_1", -2.0, -1.0))
+    picks.publish(order(2, "arm_2", 0.1, 60.0))
+    picks.publish(order(3, "arm_1", 0.2, 60.0))
+    program = subprocess.Popen(
+        [build / "pick_subscriber", "arm_1", "2"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert ros.spin_until(lambda: states), "it does not say that it is there"
+        picks.publish(order(4, "arm_1", 0.2, 60.0))
+        assert ros.spin_until(lambda: states[-1].picked == 2)
+        output, _ = program.communicate(timeout=30)
+    finally:
+        program.kill()
+    assert program.returncode == 0
+    assert output.splitlines() == [
+        f"{number} aluminum at 1.200 -0.125 0.000, opening 0.062" for number in (3, 4)
+    ]
+    assert (states[-1].arm, states[-1].ready) == ("arm_1", True)
+    assert list(states[-1].last_track_ids) == [3, 4]

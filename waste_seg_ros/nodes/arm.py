@@ -118,6 +118,7 @@ class Arm(Node):
         declare(self, "ready", True, "Whether it takes orders; false: as in a fault.")
         self._plane = read_calibration(file).plane if file else default_plane(distance)
 
+        self._fresh: list[Pick] = []
         self._orders: list[Pick] = []
         self._known: deque[tuple[int, int, int]] = deque(maxlen=256)
         self._truth: dict[int, TrueItem] = {}
@@ -153,11 +154,7 @@ class Arm(Node):
         if key in self._known:
             return
         self._known.append(key)
-        if to_seconds(pick.expiry) < self._now():
-            self._expired += 1
-            return
-        self._orders.append(pick)
-        self._orders.sort(key=lambda order: to_seconds(order.pick_time))
+        self._fresh.append(pick)
 
     def _on_truth(self, array: WasteItemArray) -> None:
         now = to_seconds(array.header.stamp)
@@ -173,6 +170,15 @@ class Arm(Node):
 
     def _work(self) -> None:
         now = self._now()
+        if not now:  # a simulated clock that has not begun
+            return
+        for pick in self._fresh:
+            if to_seconds(pick.expiry) < now:
+                self._expired += 1
+            else:
+                self._orders.append(pick)
+        self._fresh.clear()
+        self._orders.sort(key=lambda order: to_seconds(order.pick_time))
         while self._orders and to_seconds(self._orders[0].pick_time) <= now:
             pick = self._orders.pop(0)
             result = self._grip(pick)

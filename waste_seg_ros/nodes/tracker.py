@@ -784,6 +784,7 @@ class Tracker(LifecycleNode):
                 self._input_findings(),
                 {
                     "state": self._state(),
+                    "cameras known": sum(eye.view is not None for eye in self._eyes.values()),
                     "rate [Hz]": self._arrived.hertz(),
                     "received": self._arrived.count,
                     "followed": self._served.count,
