@@ -36,13 +36,13 @@ from waste_seg_ros.train.loop import (
     NotFinite,
     TrainConfig,
     class_weights,
+    collate,
     fit_sample,
     normalise,
     scale_dropout,
     schedule_factor,
     validate,
 )
-from waste_seg_ros.train.loop import _collate as collate
 from waste_seg_ros.train.start import freeze
 from waste_seg_ros.train.targets import MIN_PIXELS
 

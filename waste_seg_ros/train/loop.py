@@ -199,7 +199,8 @@ def fit_sample(sample: Sample, size: tuple[int, int]) -> Sample:
     )
 
 
-def _collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
+def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """A batch of samples of one size: `make_targets` of each, and ``image`` (N, H, W, 3) uint8."""
     targets = [make_targets(s.labels, s.instances) for s in samples]
     batch = {key: torch.from_numpy(np.stack([t[key] for t in targets])) for key in targets[0]}
     batch["image"] = torch.from_numpy(np.stack([s.image for s in samples]))
@@ -224,7 +225,7 @@ class _Batches(Dataset[dict[str, Tensor]]):
         for index in range(number * self.batch, (number + 1) * self.batch):
             rng = np.random.default_rng([self.seed, number, index])
             samples.append(augment(self.data.sample(index, size), rng, size))
-        return _collate(samples)
+        return collate(samples)
 
 
 def _start_worker(worker: int) -> None:
@@ -382,7 +383,7 @@ def validate(
     device = next(model.parameters()).device
     with torch.inference_mode():
         for start in range(0, len(samples), batch):
-            data = _collate(samples[start : start + batch])
+            data = collate(samples[start : start + batch])
             outputs = model(normalise(data["image"].to(device)))
             outputs = {key: value.cpu() for key, value in outputs.items()}
             labels = data["labels"].numpy()
@@ -736,7 +737,7 @@ def try_batch(run: Path, count: int, size: tuple[int, int]) -> None:
         np.zeros((height, width), np.uint16),
     )
     with limited_memory():
-        batch = _collate([sample] * count)
+        batch = collate([sample] * count)
         learner = Learner(replace(config, compile=False), model.train())
         for _ in range(2):
             learner.learn(batch, 1e-9)
