@@ -71,7 +71,7 @@ TUNING = TrainConfig(sizes=(), lr=1e-3, validation=VALIDATION)
 
 _MOST = 0.8  # share of a layer's channels that can go
 _CHANNELS = 8  # channels that go at a time
-_STEPS = 80  # from none to the most
+_STEPS = 40  # from none to the most
 _BATCHES = 8  # to take gradients from
 
 
