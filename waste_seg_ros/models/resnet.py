@@ -69,9 +69,7 @@ class ResNet50(nn.Module):
             for block in range(blocks):
                 stride = 2 if number and not block and dilation == 1 else 1
                 inputs = outputs if block else channels[-1]
-                stage.append(
-                    _Bottleneck(inputs, scaled(inner, width), outputs, stride, dilation)
-                )
+                stage.append(_Bottleneck(inputs, scaled(inner, width), outputs, stride, dilation))
             self.add_module(f"layer{number + 1}", nn.Sequential(*stage))
             channels.append(outputs)
         self.channels = tuple(channels)
