@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
@@ -75,3 +76,11 @@ def test_what_is_not_installed_is_named_with_the_mend_in_one_line(module: str, m
     (line,) = result.stderr.splitlines()
     assert module.partition(".")[0] in line
     assert mend in line
+
+
+def test_sizes_and_names_are_read() -> None:
+    assert cli.as_size("320x240") == cli.as_size("320X240") == (320, 240)
+    for text in ("320", "320x", "x", "0x240", "-3x4", "3.5x4", "1x2x3", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not WIDTHxHEIGHT"):
+            cli.as_size(text)
+    assert cli.as_names(" paper, traffic light,,") == ("paper", "traffic light")

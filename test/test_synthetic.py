@@ -1,8 +1,10 @@
 """The synthetic line: determinism, exact truth, and that every class can be drawn."""
 
+import cv2
 import numpy as np
 import pytest
 
+from waste_seg_ros.cli import main
 from waste_seg_ros.data.sample import CLASSES, IGNORE
 from waste_seg_ros.data.sprites import render_sprite, sprite_classes
 from waste_seg_ros.data.synthetic import SyntheticLine, synthetic_sample
@@ -112,3 +114,12 @@ def test_empty_belt():
 def test_line_names_the_argument_out_of_range(arguments, word):
     with pytest.raises(ValueError, match=word):
         SyntheticLine(**arguments)
+
+
+def test_the_contact_sheet_is_drawn(tmp_path, capsys):
+    output = tmp_path / "sheet.png"
+    words = ["contact-sheet", "--size", "64x48", "--columns", "2", "--output", str(output)]
+    assert main([*words, "--count", "3", "--labels"]) == 0
+    assert cv2.imread(str(output)).shape == (96, 128, 3)
+    assert main([*words, "--count", "0"]) == 1
+    assert "--count and --columns must be at least 1" in capsys.readouterr().err

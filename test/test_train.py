@@ -17,7 +17,7 @@ import yaml
 from waste_seg_ros.cli import main
 from waste_seg_ros.data.sample import IGNORE, Sample
 from waste_seg_ros.data.synthetic import synthetic_sample
-from waste_seg_ros.models import build_model
+from waste_seg_ros.models import TRUNKS, build_model
 from waste_seg_ros.runtime.bundle import load_model, open_bundle
 from waste_seg_ros.train.augment import augment
 from waste_seg_ros.train.loop import (
@@ -25,6 +25,7 @@ from waste_seg_ros.train.loop import (
     TrainConfig,
     TrainingError,
     _Batches,
+    check_config,
     class_weights,
     draw_curves,
     find_checkpoints,
@@ -33,6 +34,7 @@ from waste_seg_ros.train.loop import (
     parse_size,
     read_config,
     read_run,
+    rounded_up,
     schedule_factor,
     train,
     validate,
@@ -151,6 +153,15 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_good_checkpoint(tmp_path):
     assert all(bool(v.isfinite().all()) for v in read_run(tmp_path)[1].state_dict().values())
 
 
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
+    # Of batch normalisation's averages no loss in training tells.
+    model = build_model("enet", "binary", width=0.25)
+    model.trunk.initial.norm.running_mean[0] = float("inf")
+    with pytest.raises(TrainingError, match=r"trunk\.initial\.norm\.running_mean.*is no number"):
+        train(replace(SMALL, heads=("binary",), steps=1), tmp_path, quiet=True, model=model)
+    assert not find_checkpoints(tmp_path)
+
+
 def test_a_folder_with_a_run_is_not_trained_over(tmp_path):
     with pytest.raises(TrainingError, match="no checkpoint to resume from"):
         train(SMALL, tmp_path, resume=True, quiet=True)
@@ -234,9 +245,21 @@ def test_what_cannot_be_trained_is_named(tmp_path, capsys):
         (["--steps", "1", "--optimizer", "lion"], "optimizer 'lion'; known: adamw, sgd"),
         (["--steps", "1", "--classes", "glass"], "samples is of the classes glass; name"),
         (["--steps", "1", "--init", "nothere"], "no bundle 'nothere'"),
+        (["--minutes", "inf"], "give either steps or minutes"),
+        (["--steps", "1", "--class-balance", "nan"], "class_balance must be at least 0, not nan"),
+        (["--steps", "1", "--gamma", "-1"], "gamma must be at least 0, not -1"),
+        (["--steps", "1", "--classes", "can,can"], "classes must be distinct names"),
     ):
         assert main(["train", "--run", str(tmp_path / "run"), *words, "--width", "0.25"]) == 1
         assert message in capsys.readouterr().err
+    # What would be found in the way in the end is told at the start.
+    (tmp_path / "enet-binary").mkdir()
+    words = ["--steps", "1", "--heads", "binary", "--output", str(tmp_path)]
+    assert main(["train", "--run", str(tmp_path / "new"), *words, *FLAGS]) == 1
+    assert "enet-binary: exists already; choose another --output or --name" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "new").exists()
 
 
 def test_settings_come_from_a_file_and_flags_go_before_them(tmp_path):
@@ -250,7 +273,7 @@ def test_settings_come_from_a_file_and_flags_go_before_them(tmp_path):
         ("batch: true", "batch must be a int"),
         ("heads: binary", "heads must be a list of strings"),
         ("- 1", "expected a mapping"),
-        ("a: [", "not YAML"),
+        ("a: [", r"not YAML: [^\n]*line 1[^\n]*$"),
     ):
         path.write_text(text)
         with pytest.raises(TrainingError, match=rf"settings\.yaml: {message}"):
@@ -280,6 +303,14 @@ def test_resuming_starts_at_the_batch_after():
     ahead = itertools.islice(make_batches(SMALL, 0), 3)
     last = list(ahead)[2]
     assert torch.equal(next(make_batches(SMALL, 2))["image"], last["image"])
+
+
+def test_the_default_sizes_suit_every_architecture():
+    for name, trunk in TRUNKS.items():
+        sizes = rounded_up(TrainConfig.sizes, trunk.stride)
+        check_config(TrainConfig(architecture=name, steps=1, sizes=sizes))
+    assert rounded_up(("320x240", "256x256"), 32) == ("320x256", "256x256")
+    assert rounded_up(("320x240",), 8) == ("320x240",)
 
 
 def test_sizes():

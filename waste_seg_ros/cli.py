@@ -73,6 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def as_size(text: str) -> tuple[int, int]:
+    """(width, height) of "320x240", both above 0. Raises argparse.ArgumentTypeError."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 320x240")
+    return int(width), int(height)
+
+
+def as_names(text: str) -> tuple[str, ...]:
+    """The parts of "a, b,c"."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def missing(error: ModuleNotFoundError) -> str:
     """Say in one line how to get the module that an import did not find."""
     module = (error.name or "").partition(".")[0]

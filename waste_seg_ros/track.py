@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
+from waste_seg_ros.cli import as_size
 from waste_seg_ros.data.sample import CLASSES
 from waste_seg_ros.data.synthetic import SyntheticLine
 from waste_seg_ros.files import write_json
@@ -486,21 +487,13 @@ def _share(text: str) -> float:
     return value
 
 
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT") from None
-    return width, height
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``waste-seg track``."""
     parser.add_argument("--model", default="", help="bundle that finds the items; else the truth")
     parser.add_argument("--items", type=int, default=200, help="to follow (default: %(default)s)")
     parser.add_argument("--speed", type=_positive, default=1.0, help="of the belt [m/s]")
     parser.add_argument("--rate", type=_positive, default=30.0, help="pictures per second")
-    parser.add_argument("--size", type=_size, default=(480, 360), help="WIDTHxHEIGHT (480x360)")
+    parser.add_argument("--size", type=as_size, default=(480, 360), help="WIDTHxHEIGHT (480x360)")
     parser.add_argument("--view", type=_positive, default=0.96, help="width of belt seen [m]")
     parser.add_argument("--density", type=_positive, default=9.0, help="items per metre")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic line")

@@ -23,6 +23,7 @@ from typing import Any
 from waste_seg_ros.bench.compare import compare, print_comparison, read_report
 from waste_seg_ros.bench.figures import BenchError, describe_run
 from waste_seg_ros.bench.peer import PeerNetwork, build_peer, peer_size
+from waste_seg_ros.cli import as_size
 from waste_seg_ros.files import write_json
 from waste_seg_ros.runtime import AUTO_ORDER, KINDS
 from waste_seg_ros.runtime.backends import PRECISIONS
@@ -39,10 +40,7 @@ OVERLOAD = 300.0
 
 
 def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(part) for part in text.split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT") from None
+    width, height = as_size(text)
     if not (16 <= width <= 8192 and 16 <= height <= 8192):
         raise argparse.ArgumentTypeError(f"{text}: each side must be 16 to 8192")
     return width, height

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from waste_seg_ros.cli import as_names
 from waste_seg_ros.data.sample import CLASSES, IGNORE, OTHER, DataError, Sample
 from waste_seg_ros.data.sources import SPECS, Dataset, open_data, tell_problems
 from waste_seg_ros.files import write_json
@@ -385,7 +386,7 @@ def _named(specs: Sequence[str], named: Sequence[str]) -> list[tuple[str, str]]:
 
 def _classes(given: str | None, spec: str) -> tuple[str, ...]:
     if given:
-        return tuple(part.strip() for part in given.split(",") if part.strip())
+        return as_names(given)
     if spec.startswith("cityscapes:"):
         from waste_seg_ros.data.cityscapes import CITYSCAPES
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
+from waste_seg_ros.cli import as_size
 from waste_seg_ros.data.synthetic import synthetic_sample
 from waste_seg_ros.files import write_png
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``waste-seg render``."""
     parser.add_argument("--seed", type=int, required=True, help="of the line")
     parser.add_argument("--count", type=int, required=True, help="scenes 0 to COUNT - 1")
-    parser.add_argument("--size", default="320x240", help="WIDTHxHEIGHT (default: %(default)s)")
+    parser.add_argument("--size", type=as_size, default=(320, 240), help="WIDTHxHEIGHT (320x240)")
     parser.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, help="(default: one to a core)"
     )
@@ -51,10 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``waste-seg render``; one that was stopped goes on where it left off."""
-    width, _, height = args.size.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        print(f"waste-seg render: --size {args.size}: not WIDTHxHEIGHT", file=sys.stderr)
-        return 1
     if args.count < 1 or args.seed < 0 or args.processes < 1:
         print(
             "waste-seg render: --count and --processes must be at least 1, --seed at least 0",
@@ -64,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         for folder in _FOLDERS:
             (args.output / folder).mkdir(parents=True, exist_ok=True)
-        write = partial(render_scene, args.output, args.seed, (int(width), int(height)))
+        write = partial(render_scene, args.output, args.seed, args.size)
         cv2.setNumThreads(1)
         with multiprocessing.Pool(args.processes) as pool:
             scenes = pool.imap_unordered(write, range(args.count), chunksize=8)

@@ -394,7 +394,7 @@ def read_categories(path: Path | str) -> dict[str, str]:
     except OSError as error:
         raise DataError(f"categories {file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: is not YAML: {error}") from error
+        raise DataError(f"{file}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(
         isinstance(value, str) for value in content.values()
     ):

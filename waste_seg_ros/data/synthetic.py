@@ -11,6 +11,7 @@ metres per pixel, holds over the frame.
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from waste_seg_ros.cli import as_size
 from waste_seg_ros.data.sample import BACKGROUND, CLASSES, IGNORE, Sample
 from waste_seg_ros.data.sprites import (
     SPRITE_RESOLUTION,
@@ -700,13 +702,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--columns", type=int, default=6)
-    parser.add_argument("--size", default="320x240", metavar="WxH")
+    parser.add_argument("--size", type=as_size, default=(320, 240), metavar="WxH", help="(320x240)")
     parser.add_argument("--labels", action="store_true", help="tint the items by class")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the contact sheet; returns the exit code."""
-    w, h = (int(v) for v in args.size.lower().split("x"))
+    if min(args.count, args.columns) < 1 or args.seed < 0:
+        print(
+            "waste-seg contact-sheet: --count and --columns must be at least 1, --seed at least 0",
+            file=sys.stderr,
+        )
+        return 1
+    w, h = args.size
     tint = np.array(
         [[0, 0, 0], [230, 159, 0], [0, 114, 178], [204, 121, 167], [0, 158, 115]], np.uint8
     )

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from waste_seg_ros.cli import as_size
 from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.bundle import (
     Bundle,
@@ -31,11 +32,9 @@ def bundle_cost(bundle: Bundle) -> tuple[int, int]:
     manifest = bundle.manifest
     training = manifest.training
     if manifest.precision == "int8":
-        if {"parameters", "macs"} <= training.keys():
-            return int(training["parameters"]), int(training["macs"])
-        told = (manifest.training.get("parameters"), manifest.training.get("macs"))
-        if isinstance(told[0], int) and isinstance(told[1], int):
-            return told[0], told[1]
+        parameters, macs = training.get("parameters"), training.get("macs")
+        if isinstance(parameters, int) and isinstance(macs, int):
+            return parameters, macs
         name = manifest.parent.partition("@")[0]
         beside = bundle.path.parent / name
         return bundle_cost(open_bundle(beside if name and beside.is_dir() else name))
@@ -109,16 +108,6 @@ def _architectures(head: str, size: tuple[int, int], width: float) -> int:
     return 0
 
 
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(part) for part in text.split("x"))
-        if min(width, height) < 1:
-            raise ValueError
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT") from None
-    return width, height
-
-
 def _above_0(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -134,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="list what can be trained instead of the bundles",
     )
     parser.add_argument("--head", choices=HEADS, default="semantic", help="with --architectures")
-    parser.add_argument("--size", type=_size, default=(512, 256), help="likewise (512x256)")
+    parser.add_argument("--size", type=as_size, default=(512, 256), help="likewise (512x256)")
     parser.add_argument("--width", type=_above_0, default=1.0, help="likewise")
 
 

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from waste_seg_ros.cli import as_names
 from waste_seg_ros.data.sources import open_data
 from waste_seg_ros.models import SegmentationModel
 from waste_seg_ros.models.count import count_macs
@@ -428,10 +429,6 @@ def plan(args: argparse.Namespace, bundle: Bundle) -> list[Step]:
 # Command line
 
 
-def _commas(text: str) -> tuple[str, ...]:
-    return tuple(part for part in text.split(",") if part)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of ``waste-seg compress``."""
     parser.add_argument("model", metavar="MODEL", help="bundle to compress, by name or folder")
@@ -453,7 +450,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help="train on for so long")
     parser.add_argument(
         "--data",
-        type=_commas,
+        type=as_names,
         help=f"data to train on, several in turn (default: {','.join(TUNING.data)})",
     )
     parser.add_argument("--lr", type=float, help=f"highest learning rate (default: {TUNING.lr:g})")
@@ -470,7 +467,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-float",
-        type=_commas,
+        type=as_names,
         default=(),
         metavar="PARTS",
         help="parts of names of steps of the graph that int8 leaves in float, such as "

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from waste_seg_ros.cli import as_names, as_size
 from waste_seg_ros.data.sample import CLASSES, IGNORE, Sample
 from waste_seg_ros.data.sources import SPECS, Mixture, Samples, open_data, tell_problems
 from waste_seg_ros.files import write_png
@@ -145,12 +146,18 @@ class TrainConfig:
 def parse_size(text: str, stride: int = 8) -> tuple[int, int]:
     """(width, height) of "320x240". Raises TrainingError unless both are multiples of stride."""
     try:
-        width, height = (int(part) for part in text.split("x"))
-    except ValueError:
-        raise TrainingError(f"size {text!r} is not WIDTHxHEIGHT, such as 320x240") from None
-    if width < stride or height < stride or width % stride or height % stride:
+        width, height = as_size(text)
+    except argparse.ArgumentTypeError as error:
+        raise TrainingError(f"size {error}") from None
+    if width % stride or height % stride:
         raise TrainingError(f"size {text!r}: both sides must be multiples of {stride}")
     return width, height
+
+
+def rounded_up(sizes: Sequence[str], stride: int) -> tuple[str, ...]:
+    """``sizes`` with both sides raised to multiples of ``stride``."""
+    pairs = (parse_size(size, 1) for size in sizes)
+    return tuple(f"{-(-w // stride) * stride}x{-(-h // stride) * stride}" for w, h in pairs)
 
 
 def _open_data(config: TrainConfig) -> Mixture:
@@ -525,7 +532,7 @@ def read_config(path: Path, base: TrainConfig) -> TrainConfig:
     except OSError as error:
         raise TrainingError(f"{path}: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise TrainingError(f"{path}: not YAML: {error}") from error
+        raise TrainingError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(read, dict):
         raise TrainingError(f"{path}: expected a mapping of settings")
     values: dict[str, Any] = {}
@@ -760,7 +767,7 @@ def check_config(config: TrainConfig) -> None:
     ):
         if getattr(config, name) not in choices:
             raise TrainingError(f"{name} {getattr(config, name)!r}; known: {', '.join(choices)}")
-    if (config.steps > 0) == (config.minutes > 0):
+    if (config.steps > 0) == (config.minutes > 0) or not math.isfinite(config.minutes):
         raise TrainingError("give either steps or minutes: how long to train")
     for name, least in (
         ("batch", 2),
@@ -778,7 +785,7 @@ def check_config(config: TrainConfig) -> None:
     for name in ("lr", "clip", "checkpoint_seconds"):
         if not (getattr(config, name) > 0 and math.isfinite(getattr(config, name))):
             raise TrainingError(f"{name} must be above 0, not {getattr(config, name)}")
-    for name in ("guides", "distill"):
+    for name in ("guides", "distill", "gamma", "weight_decay", "class_balance"):
         if not (getattr(config, name) >= 0 and math.isfinite(getattr(config, name))):
             raise TrainingError(f"{name} must be at least 0, not {getattr(config, name)}")
     for name in ("warmup", "ema"):
@@ -909,6 +916,13 @@ def train(
     )
 
     def save() -> None:
+        # Statistics can overflow where no loss shows it, as training does not use their average.
+        bad = next((k for k, v in average.state.items() if not bool(v.isfinite().all())), "")
+        if bad:
+            raise TrainingError(
+                f"after batch {step - 1}, {bad} of the network is no number. {_last_good(run)} "
+                "Lower the learning rate (--lr)."
+            )
         save_checkpoint(
             run,
             step,
@@ -1027,7 +1041,7 @@ def _make_model(config: TrainConfig, fresh: bool, quiet: bool) -> SegmentationMo
         encoder = getattr(model.trunk, "encoder", None)
         if encoder is None:
             raise TrainingError(f"--encoder: {config.architecture} has no VGG-16 or ResNet-50")
-        load_encoder(encoder, Path(config.encoder))
+        notes.append(load_encoder(encoder, Path(config.encoder)))
     if not quiet:
         for note in notes:
             print(note, file=sys.stderr)
@@ -1122,10 +1136,6 @@ def _last_good(run: Path) -> str:
 # Command line
 
 
-def _commas(text: str) -> tuple[str, ...]:
-    return tuple(part for part in text.split(",") if part)
-
-
 _HELP = {
     "architecture": f"one of {', '.join(TRUNKS)}",
     "heads": "heads to train on one trunk, of " + ",".join(HEADS),
@@ -1135,7 +1145,8 @@ _HELP = {
     "validation": "held-out data, likewise one",
     "categories": "class of each COCO category: a YAML file, or zerowaste, taco or resortit",
     "strict": "stop at broken data instead of passing it over",
-    "sizes": "sizes of the batches; half of them have the first",
+    "sizes": "sizes of the batches; half of them have the first. The default is rounded up to "
+    "what the architecture takes",
     "batch": "images a step",
     "steps": "train for so many steps",
     "minutes": "train for so long; the schedule follows the clock",
@@ -1191,7 +1202,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 flag, action=argparse.BooleanOptionalAction, default=None, help=text
             )
         else:
-            kind: Callable[[str], Any] = _commas if isinstance(value, tuple) else type(value)
+            kind: Callable[[str], Any] = as_names if isinstance(value, tuple) else type(value)
             parser.add_argument(flag, type=kind, default=None, help=text.replace("%", "%%"))
 
 
@@ -1208,16 +1219,21 @@ def run(args: argparse.Namespace) -> int:
             config = read_config(args.config, config)
         given = {f.name: getattr(args, f.name) for f in fields(config)}
         config = replace(config, **{k: v for k, v in given.items() if v is not None})
+        if config.sizes == TrainConfig.sizes and config.architecture in TRUNKS:
+            config = replace(config, sizes=rounded_up(config.sizes, _stride(config)))
+        output, name = args.output or args.run / "bundles", args.name or config.architecture
+        bundles = {head: output / f"{name}-{head}" for head in config.heads}
+        for path in bundles.values():  # before it takes its time
+            if args.output and path.exists():
+                raise TrainingError(f"{path}: exists already; choose another --output or --name")
         result = train(config, args.run, args.resume)
         for key, value in result.figures.items():
             print(f"{key:20s} {value:.4f}")
         if not result.finished:
             print(f"stopped at step {result.step}; go on with: --run {args.run} --resume")
             return 130
-        output = args.output or args.run / "bundles"
-        for head in config.heads:
-            name = f"{args.name or config.architecture}-{head}"
-            bundle = bundle_from_run(args.run, head, name, output / name)
+        for head, path in bundles.items():
+            bundle = bundle_from_run(args.run, head, path.name, path)
             print(f"wrote {bundle.path}")
     except (TrainingError, BundleError, ValueError) as error:
         print(f"waste-seg train: {error}", file=sys.stderr)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from waste_seg_ros.cli import as_names, as_size
 from waste_seg_ros.data.sample import OTHER, Sample
 from waste_seg_ros.data.sources import open_data
 from waste_seg_ros.data.synthetic import synthetic_scene
@@ -329,16 +330,10 @@ def draw_transfer(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, height = (int(part) for part in text.split("x"))
-    return width, height
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of numbers, such as 10,50") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -350,14 +345,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=int, default=defaults.repeats, help="with other images each time")
     add("--held-out", type=int, default=defaults.held_out, help="images to measure on")
     add("--steps", type=int, default=defaults.steps, help="of each arm (default: %(default)s)")
-    add("--batch", type=int, default=defaults.batch)
+    add("--batch", type=int, default=defaults.batch, help="images a step (default: %(default)s)")
     add("--lr", type=float, default=defaults.lr, help="from the bundle (%(default)s)")
     add("--scratch-lr", type=float, default=defaults.scratch_lr, help="(default: %(default)s)")
-    add("--size", type=_size, default=defaults.size, metavar="WxH", help="(160x128)")
-    add("--seed", type=int, default=defaults.seed)
+    add("--size", type=as_size, default=defaults.size, metavar="WxH", help="(160x128)")
+    add("--seed", type=int, default=defaults.seed, help="of images and training")
     add("--data", default="", help="other images, such as coco:ANNOTATIONS.json:IMAGES")
     add("--held-out-data", default="", help="of the same classes, to measure on")
-    add("--classes", type=_names, help="of those images, separated by commas")
+    add("--classes", type=as_names, help="of those images, separated by commas")
     add("--run", type=Path, help="keep images and runs in this folder")
     add("--output", type=Path, default=Path("transfer.json"), help="(default: %(default)s)")
     add("--plot", type=Path, help="PNG of mIoU over images")
