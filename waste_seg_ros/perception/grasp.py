@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -41,7 +42,8 @@ FAN = 8
 LONGEST_SIDES = 6
 SIMPLIFY = 0.03
 #: Where lines across the outline are tried: shares of the way from the centre of mass to its end.
-PLACES = np.array([-0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8])
+PLACES_A_SIDE = 5
+PLACES = np.arange(1 - PLACES_A_SIDE, PLACES_A_SIDE) / PLACES_A_SIDE
 #: A contact is smoothed over the jaw's width or so many times the outline's error, whichever is
 #: more, but over no more than this share of the outline.
 SMOOTH_ERRORS = 8.0
@@ -173,30 +175,31 @@ def find_grasps(
     Raises:
         ValueError: as `find_grasp`, or if the sequences differ in length.
     """
-    shapes = [_as_complex(outline) for outline in outlines]
+    count = len(outlines)
     for name, given in (("centers", centers), ("angles", angles), ("holes", holes)):
-        if given is not None and len(given) != len(shapes):
-            raise ValueError(f"{len(given)} {name} are given for {len(shapes)} outlines")
+        if given is not None and len(given) != count:
+            raise ValueError(f"{len(given)} {name} are given for {count} outlines")
+    if count == 0:
+        return ()
+    rings = _as_rings(outlines)
     reach = _reach(gripper)
-    near = np.zeros((len(shapes), len(shapes)), bool)
-    if gripper.kind == "jaws" and reach > 0 and len(shapes) > 1:
-        low = np.array([(s.real.min(), s.imag.min()) for s in shapes])
-        high = np.array([(s.real.max(), s.imag.max()) for s in shapes])
-        near = ((low[None] <= high[:, None] + reach) & (high[None] >= low[:, None] - reach)).all(2)
+    near = np.zeros((count, count), bool)
+    if gripper.kind == "jaws" and reach > 0 and count > 1:
+        places = np.array([rings.points.real, rings.points.imag])
+        low, high = rings.each(np.minimum, places), rings.each(np.maximum, places) + reach
+        near = ((low[:, None] <= high[..., None]) & (high[:, None] >= low[..., None])).all(axis=0)
         np.fill_diagonal(near, False)
-    return tuple(
-        _find(
-            shape,
-            gripper,
-            None if centers is None else complex(*centers[index]),
-            None if angles is None else angles[index],
-            () if holes is None else [_as_complex(hole) for hole in holes[index]],
-            [shapes[other] for other in np.flatnonzero(near[index])],
-            guides,
-            tolerance,
-            sides,
-        )
-        for index, shape in enumerate(shapes)
+    return _find(
+        rings,
+        rings,
+        near,
+        gripper,
+        None if centers is None else np.array([complex(x, y) for x, y in centers]),
+        None if angles is None else np.array(angles, np.float64),
+        None if holes is None else [[_as_rings([h]).points for h in own] for own in holes],
+        guides,
+        tolerance,
+        sides,
     )
 
 
@@ -233,27 +236,76 @@ def find_grasp(
     Raises:
         ValueError: an outline that is not (K, 2) with at least three corners, or not finite.
     """
-    return _find(
-        _as_complex(outline),
+    item, others = _as_rings([outline]), _as_rings(neighbours)
+    near = np.ones((1, 1 + len(others.size)), bool)
+    near[0, 0] = False
+    (grasp,) = _find(
+        item,
+        _Rings(
+            np.concatenate([item.points, others.points]), np.concatenate([item.size, others.size])
+        ),
+        near,
         gripper,
-        None if center is None else complex(*center),
-        angle,
-        [_as_complex(hole) for hole in holes],
-        [_as_complex(neighbour) for neighbour in neighbours],
+        None if center is None else np.array([complex(*center)]),
+        None if angle is None else np.array([angle], np.float64),
+        [[_as_rings([hole]).points for hole in holes]],
         guides,
         tolerance,
         sides,
     )
+    return grasp
 
 
-def _as_complex(outline: ArrayLike) -> Complex:
-    """(K,) x + iy of the corners. Turning is multiplication in this form."""
-    points = np.ascontiguousarray(outline, np.float64)
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
-        raise ValueError(f"an outline has the shape {points.shape}; it must be (K, 2) with K >= 3")
-    if not np.isfinite(points).all():
+@dataclass(frozen=True, eq=False)
+class _Rings:
+    """Outlines one behind the other, so that all are worked on at once.
+
+    Attributes:
+        points: (T,) x + iy of the corners. Turning is multiplication in this form.
+        size: (n,) how many of them each ring has, at least one.
+    """
+
+    points: Complex
+    size: NDArray[np.intp]
+
+    @cached_property
+    def start(self) -> NDArray[np.intp]:
+        """(n,) where each ring begins."""
+        return np.cumsum(self.size) - self.size
+
+    @cached_property
+    def ring(self) -> NDArray[np.intp]:
+        """(T,) the ring of each corner."""
+        return np.repeat(np.arange(len(self.size)), self.size)
+
+    @cached_property
+    def after(self) -> NDArray[np.intp]:
+        """(T,) which corner follows each."""
+        after = np.arange(1, len(self.points) + 1)
+        after[self.start + self.size - 1] = self.start
+        return after
+
+    def each(self, how: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
+        """(..., n) sum, least or greatest, for each ring, of (..., T) numbers of its corners."""
+        return np.asarray(how.reduceat(values, self.start, axis=-1))
+
+    def of(self, index: int) -> Complex:
+        """The corners of one ring."""
+        return self.points[self.start[index] : self.start[index] + self.size[index]]
+
+
+def _as_rings(outlines: Sequence[ArrayLike]) -> _Rings:
+    rings = [np.asarray(outline) for outline in outlines]
+    for points in rings:
+        if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
+            raise ValueError(
+                f"an outline has the shape {points.shape}; it must be (K, 2) with K >= 3"
+            )
+    together = np.concatenate([np.zeros((0, 2)), *rings])
+    if not np.isfinite(together).all():
         raise ValueError("an outline has a corner that is not finite")
-    return points.view(np.complex128)[:, 0]
+    size = np.array([len(points) for points in rings], np.intp)
+    return _Rings(together.view(np.complex128)[:, 0], size)
 
 
 def _reach(gripper: Gripper) -> float:
@@ -263,43 +315,86 @@ def _reach(gripper: Gripper) -> float:
 
 
 def _find(
-    outline: Complex,
+    items: _Rings,
+    rings: _Rings,
+    near: NDArray[np.bool_],
     gripper: Gripper,
-    center: complex | None,
-    angle: float | None,
-    holes: Sequence[Complex],
-    neighbours: Sequence[Complex],
+    center: Complex | None,
+    angle: NDArray[np.float64] | None,
+    holes: Sequence[Sequence[Complex]] | None,
     guides: Sequence[tuple[float, float, float]],
     tolerance: float,
     sides: Sequence[str],
-) -> Grasp:
+) -> tuple[Grasp, ...]:
+    """The best grasp of each of (n) items, which are the first of (m) rings.
+
+    `near` (n, m) says which other rings are to be looked at for each item; `center` and `angle` are
+    (n,) if they are given. For the rest see `find_grasp`.
+    """
     # Numbers are kept small, as is due to single precision and to the belt's kilometres.
-    origin = complex(outline[0])
-    shape = outline - origin
-    cross = (shape.conj() * _next(shape)).imag
-    area = 0.5 * float(cross.sum())
+    origin = items.points[items.start]
+    shapes = _Rings(items.points - origin[items.ring], items.size)
+    following = shapes.points[shapes.after]
+    cross = (shapes.points.conj() * following).imag
+    area = 0.5 * shapes.each(np.add, cross)
     if center is None:
-        moved = ((shape + _next(shape)) * cross).sum() / (6 * area) if area else shape.mean()
-        center = complex(moved) + origin
+        moment = shapes.each(np.add, (shapes.points + following) * cross)
+        middle = shapes.each(np.add, shapes.points) / shapes.size
+        center = np.where(area == 0, middle, moment / (6 * np.where(area == 0, 1.0, area))) + origin
     if angle is None:
-        angle = _long_axis(shape)
-    shape += origin - center
-    if area < 0:
-        shape = shape[::-1]
-    shape = shape[shape != _next(shape)]
-    here = (center.real, center.imag)
-    across = normalize_angle(angle + math.pi / 2)
-    if len(shape) < 3 or area == 0:
-        return Grasp(gripper.kind, here, across, 0.0, 0.0, "its outline has no area")
+        angle = np.array([_long_axis(shapes.of(index)) for index in range(len(shapes.size))])
+    across = angle + math.pi / 2
+
+    # From here on the centre of mass is the origin, and all run from x towards y.
+    points = shapes.points + (origin - center)[shapes.ring]
+    if (area < 0).any():
+        mirror = 2 * shapes.start + shapes.size - 1
+        index = np.arange(len(points))
+        points = points[np.where((area < 0)[shapes.ring], mirror[shapes.ring] - index, index)]
+    shapes = _Rings(points, shapes.size)
+    different = shapes.points != shapes.points[shapes.after]
+    size = shapes.each(np.add, different.astype(np.intp))
+    good = (area != 0) & (size >= 3)
+    kept = np.flatnonzero(good)
+    if not (good.all() and different.all()):
+        shapes = _Rings(points[different & good[shapes.ring]], size[good])
+
     walls = np.array(guides, np.float64).reshape(-1, 3)
-    walls[:, 2] -= walls[:, 0] * center.real + walls[:, 1] * center.imag
-    if gripper.kind == "suction":
-        grasp = _suction(shape, [hole - center for hole in holes], gripper, across, walls)
-    else:
-        others = [other - center for other in neighbours]
-        grasp = _jaws(shape, gripper, across, others, walls, tolerance, sides)
-    x, y = grasp.center
-    return replace(grasp, center=(x + center.real, y + center.imag))
+    found: Sequence[Grasp] = ()
+    if len(kept) and gripper.kind == "jaws":
+        obstacles = _Obstacles(rings, walls, kept, near[kept], center[kept])
+        found = _jaws(shapes, gripper, across[kept], center[kept], obstacles, tolerance, sides)
+    elif len(kept):
+        found = [
+            _suction(
+                shapes.of(number),
+                [hole - center[index] for hole in holes[index]] if holes else [],
+                gripper,
+                normalize_angle(float(across[index])),
+                complex(center[index]),
+                walls,
+            )
+            for number, index in enumerate(kept)
+        ]
+    if len(found) == len(good):
+        return tuple(found)
+    result = _nowhere(gripper, center, across, "its outline has no area")
+    for index, grasp in zip(kept, found, strict=True):
+        result[index] = grasp
+    return tuple(result)
+
+
+def _nowhere(
+    gripper: Gripper, center: Complex, across: NDArray[np.float64], reason: str
+) -> list[Grasp]:
+    return [
+        Grasp(gripper.kind, place, normalize_angle(angle), 0.0, 0.0, reason)
+        for place, angle in zip(_places(center), across.tolist(), strict=True)
+    ]
+
+
+def _places(points: Complex) -> list[tuple[float, float]]:
+    return list(zip(points.real.tolist(), points.imag.tolist(), strict=True))
 
 
 def _next(values: NDArray[Any]) -> NDArray[Any]:
@@ -320,9 +415,9 @@ def _told(length: float, gripper: Gripper) -> str:
     return f"{1e3 * length / gripper.metre:.0f} mm" if gripper.metre else f"{length:.3g}"
 
 
-def _central(away: Any, shape: Complex) -> Any:
+def _central(away: Any, farthest: Any) -> Any:
     """1 at the centre of mass, 0.5 half way to the farthest point of the outline."""
-    return 1.0 / (1.0 + (away / (0.5 * np.abs(shape).max())) ** 2)
+    return 1.0 / (1.0 + (away / (0.5 * farthest)) ** 2)
 
 
 # --- jaws -----------------------------------------------------------------------------------------
@@ -330,162 +425,229 @@ def _central(away: Any, shape: Complex) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Chords:
-    """Places where jaws could close; all are (n,), the origin is the centre of mass."""
+    """Places where jaws could close, of several items; all are (c,).
 
+    Those of an item come in the order of their directions, and across each from one side to the
+    other. The origin is the item's centre of mass.
+    """
+
+    item: NDArray[np.intp]
     direction: Complex
-    first: Complex  # where the jaw on the side of -direction touches
-    second: Complex
+    offset: NDArray[np.float64]  # of the line, to the left of the direction
+    first: NDArray[np.float64]  # where the jaws touch, along the direction
+    second: NDArray[np.float64]
     worst: NDArray[np.float64]  # cosine between the jaws and the less square contact
     even: NDArray[np.float64]  # 1 where the contact is a straight line
 
-    @property
+    @cached_property
     def width(self) -> NDArray[np.float64]:
-        return np.abs(self.second - self.first)
+        return self.second - self.first
 
-    @property
-    def middle(self) -> Complex:
-        return 0.5 * (self.first + self.second)
-
-    def __getitem__(self, which: Any) -> _Chords:
-        return _Chords(
-            self.direction[which],
-            self.first[which],
-            self.second[which],
-            self.worst[which],
-            self.even[which],
-        )
+    def points(self, which: Any) -> tuple[Complex, Complex]:
+        """Where the jaws of some of them touch."""
+        direction, offset = self.direction[which], 1j * self.offset[which]
+        return (self.first[which] + offset) * direction, (self.second[which] + offset) * direction
 
 
-def _directions(shape: Complex, across: float) -> Complex:
-    """(D,) unit directions worth a try: a fan, and those across the longest sides."""
-    fan = np.exp(1j * (across + np.arange(FAN) * (math.pi / FAN)))
-    points = _points(shape)
-    length = cv2.arcLength(points, True)
-    corners = cv2.approxPolyDP(points, SIMPLIFY * length, True)[:, 0].astype(np.float64)
-    corner = corners.view(np.complex128)[:, 0]
-    side = _next(corner) - corner
+def _directions(shapes: _Rings, across: NDArray[np.float64]) -> Complex:
+    """(D, n) unit directions worth a try: a fan, and those across the longest sides.
+
+    Where an item has fewer sides they are 0, across which there is nothing.
+    """
+    directions = np.zeros((FAN + LONGEST_SIDES, len(shapes.size)), np.complex128)
+    turns = np.arange(FAN)[:, None] * (math.pi / FAN)
+    directions[:FAN] = np.exp(1j * (across + turns))
+    points = _points(shapes.points)
+    corners = []
+    for start, size in zip(shapes.start.tolist(), shapes.size.tolist(), strict=True):
+        outline = points[start : start + size]
+        length = cv2.arcLength(outline, True)
+        corners.append(cv2.approxPolyDP(outline, SIMPLIFY * length, True))
+    simple = _Rings(
+        np.concatenate(corners).astype(np.float64).view(np.complex128).ravel(),
+        np.array([len(corner) for corner in corners]),
+    )
+    side = simple.points[simple.after] - simple.points
     size = np.abs(side)
-    longest = np.argsort(-size, kind="stable")[:LONGEST_SIDES]
-    longest = longest[size[longest] > 0]
-    return np.concatenate([fan, 1j * side[longest] / size[longest]])
+    order = np.lexsort((-size, simple.ring))
+    rank = np.arange(len(order)) - simple.start[simple.ring]
+    longest = (rank < LONGEST_SIDES) & (size[order] > 0)
+    order, rank = order[longest], rank[longest]
+    directions[FAN + rank, simple.ring[order]] = 1j * side[order] / size[order]
+    return directions
 
 
-def _chords(shape: Complex, directions: Complex, patch: float) -> _Chords:
-    """All chords of a counter-clockwise shape along some directions, at `PLACES`.
+def _chords(shapes: _Rings, directions: Complex, patch: NDArray[np.float64]) -> _Chords:
+    """All chords of counter-clockwise shapes along some directions, at `PLACES`.
 
     Of a line that crosses the outline more than twice these are each piece within the outline, and
     the whole from the first crossing to the last.
+
+    Args:
+        shapes: (n).
+        directions: (D, n).
+        patch: (n,) the part of the outline that a jaw covers.
     """
-    local = shape * directions.conj()[:, None]  # (D, K); the jaws close along the real axis
-    along, across = np.ascontiguousarray(local.real), np.ascontiguousarray(local.imag)
-    end = np.where(
-        PLACES < 0, -across.min(axis=1)[:, None], across.max(axis=1)[:, None]
-    )  # (D, P), from the centre of mass outwards
-    place = PLACES * end
-    above = across[:, None] > place[:, :, None]
-    # Much faster than np.nonzero, and sorted by line all the same.
-    line, corner = np.divmod(np.flatnonzero(above != _next(above)), len(shape))
-    turn = line // len(PLACES)
-    following = (corner + 1) % len(shape)
-    offset = place.ravel()[line]
-    before = across[turn, corner]
-    share = (offset - before) / (across[turn, following] - before)
-    start = along[turn, corner]
-    position = start + share * (along[turn, following] - start)
+    ring, total = shapes.ring, len(shapes.points)
+    local = shapes.points * directions.conj()[:, ring]  # (D, T); jaws close along the real axis
+    along, across = local.real.ravel(), np.ascontiguousarray(local.imag)
+    # From the centre of mass outwards.
+    low, high = shapes.each(np.minimum, across), shapes.each(np.maximum, across)
+    place = np.where(PLACES < 0, -low[..., None], high[..., None]) * PLACES  # (D, n, P)
+    # Which of the evenly spread lines lies next above each corner. An edge crosses those between.
+    below, beyond = (PLACES_A_SIDE / np.where(end > 0, end, np.inf) for end in (-low, high))
+    level = across * np.where(
+        across > 0, beyond.repeat(shapes.size, axis=1), below.repeat(shapes.size, axis=1)
+    )
+    np.ceil(level, out=level)
+    np.minimum(level, PLACES_A_SIDE, out=level)
+    level = np.maximum(level, 1 - PLACES_A_SIDE).astype(np.int8)
+    following = level[:, shapes.after]
+    edge = np.flatnonzero(level != following)
+    start, end = level.ravel()[edge], following.ravel()[edge]
+    crossings, step = _runs(np.minimum(start, end) + (PLACES_A_SIDE - 1), np.abs(end - start))
+    edge = edge[crossings]
+    turn = edge // total
+    corner = edge - turn * total
+    item = ring[corner]
+    line = (item * len(directions) + turn) * len(PLACES) + step
+
+    offset = place.ravel()[(turn * len(shapes.size) + item) * len(PLACES) + step]
+    follower = turn * total + shapes.after[corner]
+    across = across.ravel()
+    before, position = across[edge], along[edge]
+    share = (offset - before) / (across[follower] - before)
+    position += share * (along[follower] - position)
+
+    # The patch that a jaw covers, half of it to either side along the outline. All outlines lie one
+    # behind the other, each three times, as the patch may begin before it or end behind it. The
+    # order of the edges suits np.interp, which begins each search where the last one ended.
+    _, corners = _runs(np.repeat(shapes.start, 3), np.repeat(shapes.size, 3))
+    path = shapes.points[corners]
+    arc = np.zeros(len(path))
+    np.cumsum(np.abs(path[1:] - path[:-1]), out=arc[1:])
+    corner += (2 * shapes.start + shapes.size)[item]
+    reached = arc[corner]
+    reached += share * (arc[corner + 1] - reached)
+    patch = patch[item]
+    near, far = np.interp(np.array([reached - 0.5 * patch, reached + 0.5 * patch]), arc, path)
+    covered = far - near
+    size = np.abs(covered)
+    direction = directions.ravel()[turn * len(shapes.size) + item]
+    # The outward normal of a counter-clockwise ring is its tangent turned by -90 degrees.
+    square = (covered * direction.conj()).imag / np.maximum(size, 1e-9 * patch)
+    even = np.minimum(size / patch, 1.0)
 
     # Every line crosses a ring an even number of times, so that sorted crossings pair off.
-    order = np.lexsort((position, line))
-    count = np.bincount(line)
-    last = np.cumsum(count)[count > 2]
-    first = np.concatenate([order[0::2], order[last - count[count > 2]]])
-    second = np.concatenate([order[1::2], order[last - 1]])
-
-    # The patch that a jaw covers, half of it to either side along the outline.
-    edge = _next(shape) - shape
-    length = np.abs(edge)
-    arc = np.concatenate([[0.0], np.cumsum(length)])
-    whole = arc[-1]
-    reached = arc[corner] + share * length[corner]
-    arc = np.concatenate([arc[:-1] - whole, arc[:-1], arc + whole])
-    ring = np.concatenate([shape, shape, shape, shape[:1]])
-    covered = np.interp(reached + patch / 2, arc, ring) - np.interp(reached - patch / 2, arc, ring)
-    size = np.maximum(np.abs(covered), 1e-9 * whole)
-    direction = directions[turn]
-    # The outward normal of a counter-clockwise ring is its tangent turned by -90 degrees.
-    square = (-1j * covered * direction.conj()).real / size
-    even = np.minimum(size / patch, 1.0)
-    point = (position + 1j * offset) * direction
+    order = np.argsort(_small(line, len(shapes.size) * place[:, 0].size), kind="stable")
+    line = line[order]
+    ends = np.flatnonzero(line[1:] != line[:-1]) + 1
+    begin, end = np.concatenate([[0], ends]), np.concatenate([ends, [len(line)]])
+    crossings = end - begin
+    more = crossings > 2
+    if more.any():
+        many = np.flatnonzero(np.repeat(more, crossings))
+        order[many] = order[many][np.lexsort((position[order[many]], line[many]))]
+    first, second = order[0::2], order[1::2]
+    swap = position[first] > position[second]
+    first, second = np.where(swap, second, first), np.where(swap, first, second)
+    first = np.concatenate([first, order[begin[more]]])
+    second = np.concatenate([second, order[end[more] - 1]])
     return _Chords(
+        item[first],
         direction[first],
-        point[first],
-        point[second],
+        offset[first],
+        position[first],
+        position[second],
         np.minimum(-square[first], square[second]),
         np.minimum(even[first], even[second]),
     )
 
 
+def _small(values: NDArray[np.intp], limit: int) -> NDArray[Any]:
+    """The same numbers, below a limit, so that they sort fastest: 16 bits by their digits."""
+    return values.astype(np.uint16) if limit <= 1 << 16 else values
+
+
 def _jaws(
-    shape: Complex,
+    shapes: _Rings,
     gripper: Gripper,
-    across: float,
-    neighbours: Sequence[Complex],
-    walls: NDArray[np.float64],
+    across: NDArray[np.float64],
+    center: Complex,
+    obstacles: _Obstacles,
     tolerance: float,
     sides: Sequence[str],
-) -> Grasp:
-    length = float(np.abs(_next(shape) - shape).sum())
-    patch = min(max(gripper.jaw_width, SMOOTH_ERRORS * tolerance), SMOOTH_SHARE * length)
-    chords = _chords(shape, _directions(shape, across), patch or 0.01 * length)
-    width = chords.width
-    tilt = np.arccos(np.clip(chords.worst, -1.0, 1.0))
-    limit = min(gripper.max_opening, 3.0 * float(np.abs(shape).max()))
+) -> list[Grasp]:
+    number = len(shapes.size)
+    length = shapes.each(np.add, np.abs(shapes.points[shapes.after] - shapes.points))
+    farthest = shapes.each(np.maximum, np.abs(shapes.points))
+    patch = np.minimum(max(gripper.jaw_width, SMOOTH_ERRORS * tolerance), SMOOTH_SHARE * length)
+    patch = np.where(patch > 0, patch, 0.01 * length)
+    chords = _chords(shapes, _directions(shapes, across), patch)
+    item, width = chords.item, chords.width
+    tilt = np.arccos(np.minimum(np.maximum(chords.worst, -1.0), 1.0))
+    limit = np.minimum(gripper.max_opening, 3.0 * farthest)
+    away = np.sqrt((0.5 * (chords.first + chords.second)) ** 2 + chords.offset**2)
     quality = (
         np.maximum(1.0 - (tilt / gripper.friction_angle) ** 2, 0.0)
         * chords.even**2
-        * (1.0 - 0.5 * np.minimum(width / limit, 1.0))
-        * _central(np.abs(chords.middle), shape)
+        * (1.0 - 0.5 * np.minimum(width / limit[item], 1.0))
+        * _central(away, farthest[item])
     )
     quality[width <= 0] = 0.0
-    holds = quality > 0
-    if not holds.any():
-        degrees = math.degrees(gripper.friction_angle)
-        best = int((chords.worst - 10 * (width <= 0)).argmax())
-        return _as_grasp(chords, best, 0.0, f"no two sides face each other within {degrees:.0f}°")
     wide = width + 2 * gripper.clearance > gripper.max_opening
     narrow = width < gripper.min_opening
-    order = np.argsort(-quality, kind="stable")
-    order = order[holds[order]]
+
+    # Those that hold, item by item, the best first.
+    order = np.flatnonzero(quality > 0)
+    order = order[np.lexsort((-quality[order], item[order]))]
     fits = order[~(wide | narrow)[order]]
-    if len(fits) == 0:
-        return _beyond_limits(chords, order, gripper)
-    if _reach(gripper) == 0 and len(walls) == 0:
-        return _as_grasp(chords, int(fits[0]), float(quality[fits[0]]), "")
+    best, blocked = obstacles.free(chords, fits, gripper, tolerance, sides)
+    degrees = math.degrees(gripper.friction_angle)
+    slips = f"no two sides face each other within {degrees:.0f}°"
+    reasons = [""] * number
+    for index in np.flatnonzero(best < 0).tolist():
+        held = order[item[order] == index]
+        fit = fits[item[fits] == index]
+        if len(held) == 0:
+            reasons[index] = slips
+            own = np.flatnonzero(item == index)
+            if len(own):
+                best[index] = own[(chords.worst[own] - 10 * (width[own] <= 0)).argmax()]
+        elif len(fit) == 0:
+            best[index], reasons[index] = _beyond_limits(width, held, gripper)
+        elif index in blocked:
+            best[index], reasons[index] = blocked[index]
+        elif len(fit) < len(held):  # a notch or a tip is of the right width, but cannot be held
+            held = held[(wide | narrow)[held]]
+            best[index], reasons[index] = _beyond_limits(width, held, gripper)
+        else:
+            best[index], reasons[index] = fit[0], "no room for the jaws beside its own limbs"
 
-    # The best mostly is free, so that not all need to be looked at.
-    obstacles = _Obstacles([shape, *neighbours], walls)
-    blocked = ""
-    for few in (fits[:4], fits[4:32], fits[32:]):
-        if len(few) == 0:
-            break
-        own, other, wall = obstacles.below(chords[few], gripper, tolerance)
-        free = ~(own | other | wall).any(axis=0)
-        if free.any():
-            best = int(few[free.argmax()])
-            return _as_grasp(chords, best, float(quality[best]), "")
-        if not blocked and not own.any(axis=0).all():
-            index = int((~own.any(axis=0)).argmax())
-            best = int(few[index])
-            blocked = _blocked(chords.direction[best], other[:, index], wall[:, index], sides)
-    if blocked:
-        return _as_grasp(chords, best, 0.0, blocked)
-    if len(fits) < len(order):  # a notch or a tip is of the right width, but no place to hold it by
-        return _beyond_limits(chords, order[(wide | narrow)[order]], gripper)
-    return _as_grasp(chords, int(fits[0]), 0.0, "no room for the jaws beside its own limbs")
+    # Where the centre of mass is far away no line may cross the outline.
+    crossed = best >= 0
+    best = best[crossed]
+    direction = chords.direction[best]
+    first, second = chords.points(best)
+    grasps = dict(enumerate(() if crossed.all() else _nowhere(gripper, center, across, slips)))
+    for index, place, angle, opening, value in zip(
+        np.flatnonzero(crossed).tolist(),
+        _places(0.5 * (first + second) + center[crossed]),
+        np.arctan2(direction.imag, direction.real).tolist(),
+        np.abs(second - first).tolist(),
+        np.minimum(quality[best], 1.0).tolist(),
+        strict=True,
+    ):
+        reason = reasons[index]
+        value = 0.0 if reason else value
+        grasps[index] = Grasp("jaws", place, normalize_angle(angle), opening, value, reason)
+    return [grasps[index] for index in range(number)]
 
 
-def _beyond_limits(chords: _Chords, order: NDArray[np.intp], gripper: Gripper) -> Grasp:
+def _beyond_limits(
+    width: NDArray[np.float64], order: NDArray[np.intp], gripper: Gripper
+) -> tuple[int, str]:
     """Of chords that are all too wide or too narrow, best first, what comes nearest to the best."""
-    width = chords.width
     wide = width[order] + 2 * gripper.clearance > gripper.max_opening
     if wide[0]:
         best = int(order[wide][width[order[wide]].argmin()])
@@ -495,15 +657,7 @@ def _beyond_limits(chords: _Chords, order: NDArray[np.intp], gripper: Gripper) -
         best = int(order[~wide][width[order[~wide]].argmax()])
         least = gripper.min_opening
         reason = f"too narrow: {_told(width[best], gripper)} below {_told(least, gripper)}"
-    return _as_grasp(chords, best, 0.0, reason)
-
-
-def _as_grasp(chords: _Chords, index: int, quality: float, reason: str) -> Grasp:
-    middle, direction = chords.middle[index], chords.direction[index]
-    angle = normalize_angle(math.atan2(direction.imag, direction.real))
-    width = float(np.abs(chords.second[index] - chords.first[index]))
-    center = (float(middle.real), float(middle.imag))
-    return Grasp("jaws", center, angle, width, min(quality, 1.0), reason)
+    return best, reason
 
 
 def _blocked(
@@ -527,62 +681,146 @@ def _blocked(
 
 
 class _Obstacles:
-    """What jaws must not come down on: rings, the first of which is the item, and walls."""
+    """What jaws must not come down on: the item itself, rings near it, and walls."""
 
-    def __init__(self, rings: Sequence[Complex], walls: NDArray[np.float64]) -> None:
-        self._start = np.concatenate(rings)
-        self._end = np.concatenate([_next(ring) for ring in rings])
-        self._own = len(rings[0])
-        sizes = [len(ring) for ring in rings[1:]]
-        self._first = np.cumsum([0, *sizes[:-1]]) if sizes else np.zeros(0, np.intp)
-        self._walls = walls
+    def __init__(
+        self,
+        rings: _Rings,
+        walls: NDArray[np.float64],
+        own: NDArray[np.intp],
+        near: NDArray[np.bool_],
+        center: Complex,
+    ) -> None:
+        """Look at (n) items.
+
+        Args:
+            rings: (m) all that may be in the way, the items among them.
+            walls: (w, 3) see `find_grasp`.
+            own: (n,) the ring of each item.
+            near: (n, m) which others are to be looked at.
+            center: (n,) the centre of mass of each.
+        """
+        self._rings, self._walls, self._own, self._center = rings, walls, own, center
+        looked_at = near.copy()
+        looked_at[np.arange(len(own)), own] = True
+        self._looked_at = np.nonzero(looked_at)[1]
+        self._number = np.count_nonzero(looked_at, axis=1)
+        self._begin = np.cumsum(self._number) - self._number
+
+    def free(
+        self,
+        chords: _Chords,
+        fits: NDArray[np.intp],
+        gripper: Gripper,
+        tolerance: float,
+        sides: Sequence[str],
+    ) -> tuple[NDArray[np.intp], dict[int, tuple[int, str]]]:
+        """Find the best chord of each item beside which the jaws have room.
+
+        `fits` are the chords that come into question, item by item, the best first.
+
+        Returns:
+            (n,) its index, -1 where there is none; and for the items whose jaws never have room
+            because of others the best chord but for them, and what is in the way there.
+        """
+        best = np.full(len(self._own), -1)
+        blocked: dict[int, tuple[int, str]] = {}
+        item = chords.item[fits]
+        rank = np.arange(len(fits)) - np.searchsorted(item, item)
+        if _reach(gripper) == 0 and len(self._walls) == 0:
+            best[item[rank == 0]] = fits[rank == 0]
+            return best, blocked
+        # The best mostly is free, so that not all need to be looked at.
+        for first, last in ((0, 1), (1, 8), (8, 64), (64, len(fits))):
+            few = np.flatnonzero((rank >= first) & (rank < last) & (best[item] < 0))
+            if len(few) == 0:
+                break
+            own, other, wall = self.below(chords, fits[few], gripper, tolerance)
+            aside = ~own.any(axis=0)
+            for k in np.flatnonzero(aside & (other | wall).any(axis=0)).tolist():
+                if (index := int(item[few[k]])) not in blocked:
+                    chord = int(fits[few[k]])
+                    told = _blocked(chords.direction[chord], other[:, k], wall[:, k], sides)
+                    blocked[index] = chord, told
+            free = few[aside & ~(other | wall).any(axis=0)][::-1]  # the best is written last
+            best[item[free]] = fits[free]
+        return best, blocked
 
     def below(
-        self, chords: _Chords, gripper: Gripper, tolerance: float
+        self, chords: _Chords, which: NDArray[np.intp], gripper: Gripper, tolerance: float
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-        """What lies below the open jaws, each (2, n): the item, a neighbour, a wall."""
-        clearance = gripper.clearance
-        outward = np.stack([-chords.direction, chords.direction])[..., None]  # (2, n, 1)
-        contact = np.stack([chords.first, chords.second])[..., None]
-        # (2, n, E): the real axis points away from the item.
-        start = (self._start - contact) * outward.conj()
-        end = (self._end - contact) * outward.conj()
-        count = self._own
+        """What lies below the open jaws, each (2, c): the item, a neighbour, a wall."""
+        item, direction = chords.item[which], chords.direction[which]
+        contact = np.array(chords.points(which))  # (2, c)
+        outward = np.array([-direction, direction])
+        far = gripper.jaw_thickness + gripper.clearance
+        half = gripper.jaw_width / 2 + gripper.clearance
         # Within the cone the item may bulge beside the contact; the jaw then touches there.
-        far = clearance + gripper.jaw_thickness
         bulge = 0.5 * gripper.jaw_width * math.tan(gripper.friction_angle)
         bulge = max(bulge, tolerance, 1e-3 * far)
-        own = np.zeros(start.shape[:2], bool)
-        if far > bulge:
-            hits = _hits(start[..., :count], end[..., :count], bulge, far, gripper.jaw_width / 2)
-            own = hits.any(axis=-1)
-        other = np.zeros_like(own)
-        half = gripper.jaw_width / 2 + clearance
-        far += clearance
-        if len(self._first):
-            start, end = start[..., count:], end[..., count:]
-            other = _hits(start, end, -tolerance, far, half).any(axis=-1)
+        if bulge >= far:
+            bulge = math.inf  # nothing of the item counts
+
+        # Of each chord the item itself, then those near it, and all their edges (E).
+        chord, ring = _runs(self._begin[item], self._number[item])
+        ring = self._looked_at[ring]
+        mine = ring == self._own[item[chord]]
+        size = self._rings.size[ring]
+        begin = np.cumsum(size) - size
+        pair, corner = _runs(self._rings.start[ring], size)
+        after = self._rings.after[corner] + (begin - self._rings.start[ring])[pair]
+        edge_chord = chord[pair]
+        start = self._rings.points[corner] - self._center[item][edge_chord]
+        # The real axis points away from the item.
+        start = (start - contact[:, edge_chord]) * outward.conj()[:, edge_chord]
+        x0, y0 = start.real.copy(), start.imag.copy()  # in one piece, which is faster
+        x1, y1 = x0[:, after], y0[:, after]
+        low, high, side = np.where(
+            mine,
+            [[bulge], [far], [gripper.jaw_width / 2]],
+            [[-tolerance], [far + gripper.clearance], [half]],
+        )[:, pair]
+        hits = np.logical_or.reduceat(_hits(x0, y0, x1, y1, low, high, side), begin, axis=1)
+        own = hits[:, mine]
+        far += gripper.clearance
+        other = np.zeros(outward.shape, bool)
+        if len(chord) > len(which):
             # A neighbour that is larger than the jaw may have no edge below it.
-            low, high = start.imag > 0, end.imag > 0
-            turned = ((start - far / 2).conj() * (end - far / 2)).imag
-            beyond = (low != high) & ((turned > 0) == high)
-            inside = np.add.reduceat(beyond, self._first, axis=-1, dtype=np.intp) % 2 == 1
-            other |= inside.any(axis=-1)
-        wall = np.zeros_like(own)
+            up = y1 > 0
+            middle = far / 2
+            beyond = ((y0 > 0) != up) & ((((x0 - middle) * y1 - y0 * (x1 - middle)) > 0) == up)
+            hits |= np.add.reduceat(beyond, begin, axis=1, dtype=np.intp) % 2 == 1
+            jaw, pair = np.nonzero(hits & ~mine)
+            other[jaw, chord[pair]] = True
+        wall = np.zeros(outward.shape, bool)
         for x, y, distance in self._walls:
             # The farthest corner of the jaw, along the normal of the wall.
             normal = complex(x, y)
-            base = (contact * normal.conjugate()).real[..., 0]
-            ahead = (outward * normal.conjugate()).real[..., 0]
-            beside = np.abs((outward * normal.conjugate()).imag[..., 0])
+            base = ((contact + self._center[item]) * normal.conjugate()).real
+            ahead = (outward * normal.conjugate()).real
+            beside = np.abs((outward * normal.conjugate()).imag)
             wall |= base + np.maximum(ahead * far, 0.0) + beside * half > distance
         return own, other, wall
 
 
-def _hits(start: Complex, end: Complex, near: float, far: float, half: float) -> NDArray[np.bool_]:
+def _runs(
+    start: NDArray[np.intp], size: NDArray[np.intp]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Runs of whole numbers one behind the other: of each number the index of its run, and it."""
+    run = np.repeat(np.arange(len(size)), size)
+    return run, np.arange(len(run)) + (start - np.cumsum(size) + size)[run]
+
+
+def _hits(
+    x0: NDArray[np.float64],
+    y0: NDArray[np.float64],
+    x1: NDArray[np.float64],
+    y1: NDArray[np.float64],
+    near: NDArray[np.float64],
+    far: NDArray[np.float64],
+    half: NDArray[np.float64],
+) -> NDArray[np.bool_]:
     """Which edges meet the box near <= x <= far, |y| <= half (by separating axes)."""
-    x0, x1 = start.real.copy(), end.real.copy()  # in one piece, which is faster
-    y0, y1 = start.imag.copy(), end.imag.copy()
     middle, reach = (near + far) / 2, (far - near) / 2
     dx, dy = x1 - x0, y1 - y0
     return (
@@ -602,8 +840,11 @@ def _suction(
     holes: Sequence[Complex],
     gripper: Gripper,
     across: float,
+    center: complex,
     walls: NDArray[np.float64],
 ) -> Grasp:
+    walls = walls.copy()
+    walls[:, 2] -= walls[:, 0] * center.real + walls[:, 1] * center.imag
     need = gripper.cup_diameter / 2 + gripper.clearance
     # More than twice the room is no better; nearer to the centre of mass then is.
     enough = 2 * need or math.inf
@@ -635,17 +876,20 @@ def _suction(
         exact = _depth(points, start, end)
         best = points[int(value(points, exact).argmax())]
     room = float(_depth(np.array([best]), start, end)[0])
+    middle = best + center
     grasp = Grasp(
-        "suction", (float(best.real), float(best.imag)), across, 2 * max(room, 0.0), 0.0, ""
+        "suction", (float(middle.real), float(middle.imag)), across, 2 * max(room, 0.0), 0.0, ""
     )
     beyond = any(x * best.real + y * best.imag + need > distance for x, y, distance in walls)
-    if beyond and (room >= need or not _suction(shape, holes, gripper, across, walls[:0]).reason):
+    if beyond and (
+        room >= need or not _suction(shape, holes, gripper, across, center, walls[:0]).reason
+    ):
         return replace(grasp, reason="blocked by guide")
     if room < need or room <= 0:
         told = f"{_told(2 * max(room, 0.0), gripper)} below {_told(2 * need, gripper)}"
         return replace(grasp, reason=f"smaller than the cup: {told}")
     fit = min(0.5 * room / need, 1.0) if need else 1.0
-    return replace(grasp, quality=float(fit * _central(abs(best), shape)))
+    return replace(grasp, quality=float(fit * _central(abs(best), np.abs(shape).max())))
 
 
 def _depth(points: Complex, start: Complex, end: Complex) -> NDArray[np.float64]:
