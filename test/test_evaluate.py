@@ -18,7 +18,6 @@ from waste_seg_ros.data.cityscapes import CITYSCAPES
 from waste_seg_ros.data.sample import CLASSES, Sample
 from waste_seg_ros.runtime.backends import as_head
 from waste_seg_ros.train import evaluate as module
-from waste_seg_ros.train.charts import draw_confusion, draw_reliability
 from waste_seg_ros.train.evaluate import (
     add_arguments,
     bundle_predictor,
@@ -30,6 +29,7 @@ from waste_seg_ros.train.evaluate import (
     model_predictor,
     run,
 )
+from waste_seg_ros.train.plots import draw_confusion, draw_reliability
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,6 @@ from waste_seg_ros.perception.items import (
 from waste_seg_ros.perception.scaling import scale_ids, scale_image
 from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.backends import as_head
-from waste_seg_ros.train.charts import draw_confusion, draw_reliability
 from waste_seg_ros.train.metrics import (
     AveragePrecision,
     BinaryIoU,
@@ -51,6 +50,7 @@ from waste_seg_ros.train.metrics import (
     PanopticQuality,
     ranked,
 )
+from waste_seg_ros.train.plots import draw_confusion, draw_reliability
 
 if TYPE_CHECKING:
     from waste_seg_ros.models import SegmentationModel
