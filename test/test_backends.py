@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from waste_seg_ros.runtime import backends
 from waste_seg_ros.runtime.backends import BackendError, input_size_for, load_backend
 from waste_seg_ros.runtime.bundle import MEAN, STD, BundleError, save_bundle
 from waste_seg_ros.runtime.export import Deploy, check_graph, deploy
+from waste_seg_ros.runtime.verify import AGREEMENT, COARSE_AGREEMENT, compare
 
 RUNTIMES = [
     pytest.param(
@@ -157,7 +159,7 @@ def test_a_wrong_image_is_refused_with_what_was_expected(kind, image, loaded):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "tensorrt"}, "unknown backend 'tensorrt'; known: auto, openvino"),
+        ({"kind": "caffe"}, "unknown backend 'caffe'; known: auto, openvino"),
         ({"input_size": (100, 64)}, "input size 100x64: semantic takes multiples of 8"),
         ({"input_size": (0, 64)}, "input size 0x64"),
         ({"threads": -1}, "threads must be"),
@@ -179,6 +181,150 @@ def test_auto_falls_back_and_says_why(bundles, frame, monkeypatch, caplog):
     assert backend.predict(frame).labels.shape == (64, 96)
     with pytest.raises(BackendError, match="pip install openvino"):
         load_backend(bundles["semantic"], "openvino")
+
+
+def spoiled(share):
+    """ONNX Runtime whose labels are wrong on a share of the rows."""
+
+    class Spoiled(backends._OnnxRuntime):
+        def predict(self, image):
+            found = super().predict(image)
+            labels = np.copy(found.labels)
+            labels[: round(share * len(labels))] ^= 1
+            return replace(found, labels=labels)
+
+    return Spoiled
+
+
+@pytest.mark.parametrize("kind", ["openvino", "onnxruntime"])
+def test_a_backend_is_compared_with_eager_torch_where_that_is_loaded(kind, bundles):
+    backend = load_backend(bundles["instance"], kind, threads=1, verify=True)
+    assert backend.checked.startswith("against torch: same labels on")
+    assert load_backend(bundles["instance"], kind, threads=1).checked == ""
+    eager = load_backend(bundles["instance"], "torch", threads=1, verify=True)
+    assert eager.checked == "is what others are compared with"
+
+
+def test_one_that_differs_is_refused_and_auto_goes_on(bundles, monkeypatch, caplog):
+    monkeypatch.setattr(backends, "AUTO_ORDER", ("onnxruntime", "torch"))
+    monkeypatch.setitem(backends._LOADERS, "onnxruntime", spoiled(1 / 64))
+    with pytest.raises(BackendError, match=r"onnxruntime: semantic differs from torch on a 96x64"):
+        load_backend(bundles["semantic"], "onnxruntime", verify=True)
+    assert load_backend(bundles["semantic"], "onnxruntime").name == "onnxruntime"
+    backend = load_backend(bundles["semantic"], "auto", verify=True)
+    assert backend.name == "torch"
+    (note,) = backend.notes
+    assert "same labels on 98." in note and "running on torch instead" in note
+    assert note in caplog.text
+
+
+def test_without_torch_the_light_ones_are_compared_and_torch_decides(bundles):
+    script = f"""
+import sys
+import threading
+from dataclasses import replace
+import numpy as np
+from waste_seg_ros.runtime import backends
+from waste_seg_ros.runtime.bundle import open_bundle
+bundle = open_bundle({str(bundles["semantic"].path)!r})
+good = backends.load_backend(bundle, "openvino", threads=1, verify=True)
+print(good.checked.split(":")[0], "torch" in sys.modules)
+class Spoiled(backends._OnnxRuntime):
+    def predict(self, image):
+        found = super().predict(image)
+        return replace(found, labels=found.labels ^ 1)
+backends._LOADERS["onnxruntime"] = Spoiled
+kept = backends.load_backend(bundle, "openvino", threads=1, verify=True)
+print(kept.checked.split(":")[0], "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["against onnxruntime False", "against torch True"]
+
+
+def test_without_another_backend_none_is_compared(bundles, monkeypatch):
+    int8 = replace(bundles["semantic"].manifest, precision="int8")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    bundle = replace(bundles["semantic"], manifest=int8)
+    backend = load_backend(bundle, "onnxruntime", threads=1, verify=True)
+    assert backend.checked == "not compared: there is no other backend that runs it"
+
+
+@pytest.mark.parametrize(
+    ("share", "fits", "fits_coarsely"), [(0, True, True), (0.1, False, True), (0.5, False, False)]
+)
+def test_eight_bits_may_differ_more(share, fits, fits_coarsely, loaded, bundles, frame):
+    assert COARSE_AGREEMENT < AGREEMENT
+    found = spoiled(share)(bundles["semantic"], SIZE, 1, "f32").predict(frame)
+    difference = compare(found, loaded("torch", "semantic").predict(frame))
+    assert difference.labels == pytest.approx(1 - round(share * 64) / 64, abs=0.005)
+    assert (difference.fits(False), difference.fits(True)) == (fits, fits_coarsely)
+
+
+def test_numbers_of_another_shape_or_missing_do_not_fit(loaded, frame):
+    found = loaded("torch", "instance").predict(frame)
+    assert compare(found, found).fits(False)
+    assert not compare(replace(found, centers=None), found).fits(False)
+    assert not compare(replace(found, offsets=found.offsets[:, 1:]), found).fits(False)
+    assert not compare(replace(found, offsets=found.offsets + 0.2), found).fits(False)
+    assert not compare(replace(found, labels=found.labels[1:]), found).fits(True)
+
+
+# "eager" has all of torch.compile but the C++ compiler, which takes a minute.
+def test_compile_gives_what_eager_torch_gives(bundles, loaded, frame, monkeypatch):
+    monkeypatch.setattr(backends._Compiled, "compiler", "eager")
+    backend = load_backend(bundles["instance"], "compile", threads=1)
+    assert backend.name == "compile"
+    assert backend.checked.startswith("against torch: same labels on 100.00%")
+    assert backend._run is not backend._eager
+    found, expected = backend.predict(frame), loaded("torch", "instance").predict(frame)
+    assert compare(found, expected).fits(False)
+
+
+def test_compile_answers_while_it_compiles(bundles, loaded, frame, monkeypatch):
+    go_on = threading.Event()
+
+    def slow(module, **options):
+        assert go_on.wait(20)
+        return lambda image: module(image)
+
+    monkeypatch.setattr(torch, "compile", slow)
+    backend = load_backend(bundles["semantic"], "compile", threads=1, background=True)
+    assert backend._run is backend._eager
+    found = backend.predict(frame)
+    assert np.array_equal(found.labels, loaded("torch", "semantic").predict(frame).labels)
+    go_on.set()
+    backend._thread.join(20)
+    assert backend._run is not backend._eager
+    assert np.array_equal(backend.predict(frame).labels, found.labels)
+    assert backend.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("compiled", "message"),
+    [
+        (lambda module: lambda image: 1 / 0, "division by zero"),
+        (lambda module: lambda image: [o.flip(1) for o in module(image)], "differs from eager"),
+    ],
+)
+def test_what_compiles_to_something_else_stays_eager(
+    compiled, message, bundles, frame, monkeypatch
+):
+    monkeypatch.setattr(torch, "compile", lambda module, **options: compiled(module))
+    with pytest.raises(BackendError, match=message):
+        load_backend(bundles["semantic"], "compile", threads=1)
+    backend = load_backend(bundles["semantic"], "compile", threads=1, background=True)
+    backend._thread.join(20)
+    assert backend._run is backend._eager
+    assert message in backend.notes[0] and "running on eager torch instead" in backend.notes[0]
+    assert backend.predict(frame).labels.shape == (64, 96)
+
+
+def test_compile_without_a_compiler_says_what_to_install(bundles, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(BackendError, match=r"no C\+\+ compiler .* apt-get install g\+\+"):
+        load_backend(bundles["semantic"], "compile")
 
 
 def test_auto_without_any_runtime_lists_the_reasons(bundles, monkeypatch):

@@ -366,12 +366,25 @@ def test_bad_images_are_a_diagnostic_and_the_node_lives_on(line):
 
 
 def test_failing_network_is_a_diagnostic_and_the_node_lives_on(line):
-    line.start("fragile")
+    line.start("fragile", verify_backend=False)  # which would find it out
     line.see(ONE)
     line.show(picture((40, 30, 48, 20, (255, 0, 0))))
     line.await_status(MODEL, ERROR, "'fragile'", "failed")
     line.see(ONE)
     line.await_status(MODEL, OK)
+
+
+def test_a_backend_that_fails_on_the_test_frame_is_refused(line):
+    line.start("fragile", active=False)
+    line.await_status(MODEL, ERROR, "onnxruntime", "'fragile'", "test frame", timeout=60)
+    assert line.state() == "unconfigured"
+    assert line.set("verify_backend", False).successful
+    line.see(ONE)
+    assert line.value(MODEL, "backend check") == ""
+    assert line.select("colours").success
+    assert line.set("verify_backend", True).successful
+    line.ros.spin_until(lambda: "openvino" in line.value(MODEL, "backend check"), 5)
+    assert "same labels on 100.00%" in line.value(MODEL, "backend check")
 
 
 def test_missing_camera_is_a_diagnostic(line, ros):
@@ -629,6 +642,7 @@ class _Names:
     input_width: int
     input_height: int
     bundles_dir: str
+    verify_backend: bool
     classes: list
     pixel_threshold: float
     center_threshold: float

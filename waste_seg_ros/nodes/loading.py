@@ -31,6 +31,7 @@ class Request:
     input_width: int
     input_height: int
     bundles_dir: str
+    verify_backend: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,14 @@ def load(request: Request, image_size: tuple[int, int] | None) -> Model:
     elif image_size is not None:
         size = input_size_for(image_size, manifest)
     try:
-        backend = load_backend(bundle, request.backend, input_size=size, threads=request.threads)
+        backend = load_backend(
+            bundle,
+            request.backend,
+            input_size=size,
+            threads=request.threads,
+            verify=request.verify_backend,
+            background=True,
+        )
         width, height = backend.input_size
         backend.predict(np.zeros((height, width, 3), np.uint8))
     except BackendError as error:

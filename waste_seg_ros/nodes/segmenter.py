@@ -275,6 +275,12 @@ class Segmenter(LifecycleNode):
                 low=0,
                 high=8192,
             )
+        declare(
+            self,
+            "verify_backend",
+            True,
+            "Refuse a backend that says something else of a test frame than another runtime does.",
+        )
         declare(self, "bundles_dir", "", "Folder in which bundles are looked for first.")
         # An empty list has no type in ROS; an empty name is none.
         declare(
@@ -898,7 +904,10 @@ class Segmenter(LifecycleNode):
             return [(WARN, f"no model loaded: {self._state()}")]
         if self._inference_problem:
             return [(ERROR, f"model '{work.model.name}' failed: {self._inference_problem}")]
-        return [(OK, f"'{work.model.name}' on {work.model.backend.name}")]
+        backend = work.model.backend
+        if backend.notes:
+            return [(WARN, note) for note in backend.notes]
+        return [(OK, f"'{work.model.name}' on {backend.name}")]
 
     def _model_values(self) -> dict[str, object]:
         values: dict[str, object] = {"state": self._state()}
@@ -909,6 +918,7 @@ class Segmenter(LifecycleNode):
                 "head": model.head,
                 "classes": ", ".join(model.classes),
                 "backend": model.backend.name,
+                "backend check": model.backend.checked,
                 "input": "{}x{}".format(*model.backend.input_size),
             }
             values |= {f"sha256 {k}": v for k, v in sorted(model.bundle.manifest.files.items())}

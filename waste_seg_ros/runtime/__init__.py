@@ -7,9 +7,9 @@ HEADS = ("binary", "semantic", "instance")
 """What a network is used as; each tells all that those before it tell."""
 
 AUTO_ORDER = ("openvino", "onnxruntime", "torch")
-"""Backends in the order in which "auto" tries them; `backends` says why."""
+"""Backends in the order in which "auto" tries them on a CPU; `backends` says why."""
 
-KINDS = ("auto", *AUTO_ORDER)
+KINDS = ("auto", *AUTO_ORDER, "compile", "tensorrt")
 """What a backend may be asked for as."""
 
 STORED = ("f32", "f16", "int8")

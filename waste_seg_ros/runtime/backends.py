@@ -1,18 +1,34 @@
 """Backends: a bundle's network on some runtime, behind one call.
 
 All give the same `Prediction`, as all run the graph of `runtime.export.Deploy`. "auto" takes the
-first that loads of `AUTO_ORDER`. ``waste-seg bench`` on two x86-64 cores at 320x240 puts OpenVINO
+first that loads of `auto_order`. ``waste-seg bench`` on two x86-64 cores at 320x240 puts OpenVINO
 well before the other two, which are close to each other; ONNX Runtime goes before eager torch
 because it holds far less memory and minds busy cores less. Measure on your machine, and name a
 backend where the order is another.
+
+"compile" is eager torch through torch.compile, which needs a C++ compiler. "tensorrt" is for NVIDIA
+GPUs, see `runtime.tensorrt_engine`; "auto" tries it first where there is such a GPU.
+
+A backend that is loaded with ``verify`` has to say of a test frame what another runtime says:
+eager torch where torch is at work in this process anyway, else the other one of OpenVINO and ONNX
+Runtime, and where these two differ, eager torch decides, if installed. One that differs is refused.
+So a robot does not hold torch in its memory to be sure of its network.
 
 Each runtime is imported only when asked for.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import importlib.util
 import logging
 import math
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,8 +37,11 @@ from numpy.typing import NDArray
 
 from waste_seg_ros.runtime import AUTO_ORDER, KINDS
 from waste_seg_ros.runtime.bundle import GRAPH, Bundle, Manifest
+from waste_seg_ros.runtime.verify import compare, test_frame
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from waste_seg_ros.runtime.export import Deploy
 
 PRECISIONS = ("f32", "bf16")
@@ -64,10 +83,19 @@ def as_head(prediction: Prediction, head: str) -> Prediction:
 
 
 class Backend(Protocol):
-    """A loaded network."""
+    """A loaded network.
+
+    Attributes:
+        name: one of `KINDS`.
+        input_size: (width, height) [px].
+        notes: what the user should know: backends that were passed over, and why.
+        checked: how it compares with another runtime; "" if nobody asked.
+    """
 
     name: str
     input_size: tuple[int, int]
+    notes: tuple[str, ...]
+    checked: str
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
         """Runs the network on an image (H, W, 3) uint8 RGB of ``input_size`` (width, height).
@@ -94,28 +122,57 @@ def input_size_for(image_size: tuple[int, int], manifest: Manifest) -> tuple[int
     return sides[0], sides[1]
 
 
+@functools.cache
+def gpu_found() -> bool:
+    """Whether the driver of this machine knows an NVIDIA GPU; imports nothing of CUDA or torch."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        count = ctypes.c_int()
+        return (
+            not driver.cuInit(0)
+            and not driver.cuDeviceGetCount(ctypes.byref(count))
+            and (count.value > 0)
+        )
+    except (OSError, AttributeError):
+        return False
+
+
+def auto_order() -> tuple[str, ...]:
+    """Backends in the order in which "auto" tries them on this machine."""
+    if gpu_found() and importlib.util.find_spec("torch_tensorrt") is not None:
+        return ("tensorrt", *AUTO_ORDER)
+    return AUTO_ORDER
+
+
 def load_backend(
     bundle: Bundle,
     kind: str = "auto",
     input_size: tuple[int, int] | None = None,
     threads: int = 0,
     precision: str = "f32",
+    *,
+    verify: bool = False,
+    background: bool = False,
 ) -> Backend:
     """Loads a bundle's network.
 
     Args:
         bundle: an opened bundle.
-        kind: one of `KINDS`; "auto" falls back along `AUTO_ORDER` and logs a warning with the
-            reason for each that it passes over.
+        kind: one of `KINDS`; "auto" falls back along `auto_order`, and logs and notes the reason
+            for each that it passes over.
         input_size: (width, height) [px], multiples of the manifest's stride; None takes the
             manifest's.
         threads: to run on; 0 leaves it to the runtime.
         precision: "f32", or "bf16" where the runtime has it (OpenVINO on CPUs with AVX512-BF16 or
             AMX), which is faster on such CPUs and gives slightly other scores.
+        verify: refuse a backend that says something else of a test frame than another runtime, see
+            `verify.Difference`.
+        background: "compile" answers in eager torch until a thread has compiled the network; else
+            that is done before this returns, which takes a minute or more.
 
     Raises:
         BackendError: unknown kind or precision, a runtime that is not installed or cannot read
-            the graph, a size that the network cannot take.
+            the graph, a size that the network cannot take, a backend that ``verify`` refuses.
     """
     if kind not in KINDS:
         raise BackendError(f"unknown backend {kind!r}; known: {', '.join(KINDS)}")
@@ -129,19 +186,73 @@ def load_backend(
         raise BackendError(
             f"input size {size[0]}x{size[1]}: {bundle.manifest.name} takes multiples of {stride}"
         )
+
+    def load(choice: str) -> Backend:
+        backend = _LOADERS[choice](bundle, size, threads, precision)
+        if isinstance(backend, _Compiled):
+            backend.compile(background)  # which compares it with eager torch
+        elif verify:
+            backend.checked = _verified(backend, bundle, threads, precision)
+        return backend
+
     if kind != "auto":
-        return _LOADERS[kind](bundle, size, threads, precision)
-    reasons = []
-    for choice in AUTO_ORDER:
+        return load(kind)
+    reasons: list[str] = []
+    for choice in auto_order():
         try:
-            backend = _LOADERS[choice](bundle, size, threads, precision)
+            backend = load(choice)
         except BackendError as error:
             reasons.append(str(error))
             continue
-        for reason in reasons:
-            _log.warning("%s; running on %s instead", reason, choice)
+        backend.notes = tuple(f"{reason}; running on {choice} instead" for reason in reasons)
+        for note in backend.notes:
+            _log.warning("%s", note)
         return backend
     raise BackendError("no backend can be had: " + "; ".join(reasons))
+
+
+def _references(name: str, bundle: Bundle) -> Iterator[str]:
+    """The backends to compare one with, the ones that cost least first."""
+    torch_has_it = bundle.manifest.precision != "int8"
+    if torch_has_it and "torch" in sys.modules:
+        yield "torch"
+        return
+    yield from (light for light in ("onnxruntime", "openvino") if light != name)
+    if torch_has_it:
+        yield "torch"
+
+
+def _verified(backend: Backend, bundle: Bundle, threads: int, precision: str) -> str:
+    """How a backend compares with another one on a test frame, which must be well enough.
+
+    Raises BackendError if it cannot run the frame or differs from all that it is compared with.
+    """
+    if backend.name == "torch":
+        return "is what others are compared with"
+    size = backend.input_size
+    frame = test_frame(size)
+    try:
+        found = backend.predict(frame)
+    except Exception as error:  # runtimes raise errors of their own
+        raise BackendError(
+            f"backend {backend.name}: cannot run '{bundle.manifest.name}' on a test frame: "
+            f"{_first_line(error)}"
+        ) from error
+    coarse = bundle.manifest.precision == "int8" or precision != "f32"
+    problem = ""
+    for choice in _references(backend.name, bundle):
+        try:
+            expected = _LOADERS[choice](bundle, size, threads, "f32").predict(frame)
+        except Exception as error:  # one that is not there, or fails, is no reference
+            _log.debug("not compared with %s: %s", choice, error)
+            continue
+        difference = compare(found, expected)
+        if difference.fits(coarse):
+            return f"against {choice}: {difference}"
+        problem = f"{choice} on a {size[0]}x{size[1]} test frame: {difference}"
+    if problem:
+        raise BackendError(f"backend {backend.name}: {bundle.manifest.name} differs from {problem}")
+    return "not compared: there is no other backend that runs it"
 
 
 def _checked(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -172,6 +283,8 @@ def _missing(kind: str, error: ImportError) -> BackendError:
 
 class _OpenVino:
     name = "openvino"
+    notes: tuple[str, ...] = ()
+    checked = ""
 
     def __init__(self, bundle: Bundle, size: tuple[int, int], threads: int, precision: str) -> None:
         try:
@@ -205,6 +318,8 @@ class _OpenVino:
 
 class _OnnxRuntime:
     name = "onnxruntime"
+    notes: tuple[str, ...] = ()
+    checked = ""
 
     def __init__(self, bundle: Bundle, size: tuple[int, int], threads: int, precision: str) -> None:
         try:
@@ -234,6 +349,8 @@ class _OnnxRuntime:
 
 class _Torch:
     name = "torch"
+    notes: tuple[str, ...] = ()
+    checked = ""
 
     def __init__(self, bundle: Bundle, size: tuple[int, int], threads: int, precision: str) -> None:
         try:
@@ -254,13 +371,71 @@ class _Torch:
             torch.set_num_threads(threads)  # of the whole process: torch has no other
         self._torch = torch
         module = deploy(load_model(bundle), bundle.manifest)
-        self._module: Deploy = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._eager: Deploy = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._run: Callable[[Tensor], tuple[Tensor, ...]] = self._eager
         self.input_size = size
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
+        return self._predict(self._run, image)
+
+    def _predict(
+        self, run: Callable[[Tensor], tuple[Tensor, ...]], image: NDArray[np.uint8]
+    ) -> Prediction:
         with self._torch.inference_mode():
-            outputs = self._module(self._torch.from_numpy(_checked(image, self.input_size)))
+            outputs = run(self._torch.from_numpy(_checked(image, self.input_size)))
         return _prediction([output.contiguous().numpy() for output in outputs])
+
+
+class _Compiled(_Torch):
+    """Eager torch until `compile` has made it faster."""
+
+    name = "compile"
+    compiler = "inductor"
+    """Of torch.compile."""
+
+    def __init__(self, bundle: Bundle, size: tuple[int, int], threads: int, precision: str) -> None:
+        wanted = os.environ.get("CXX") or "g++"
+        if shutil.which(wanted) is None and shutil.which("clang++") is None:
+            raise BackendError(
+                f"backend compile: no C++ compiler ({wanted} or clang++), which torch.compile "
+                "needs: apt-get install g++, or choose another backend"
+            )
+        super().__init__(bundle, size, threads, precision)
+        self._thread: threading.Thread | None = None
+
+    def compile(self, background: bool) -> None:
+        """Compiles the network and compares it with eager torch, which stays if it differs.
+
+        Raises BackendError if it cannot be compiled or differs; in the background that is noted.
+        """
+        if not background:
+            self._compile()
+            return
+
+        def work() -> None:
+            try:
+                self._compile()
+            except BackendError as error:
+                self.notes = (*self.notes, f"{error}; running on eager torch instead")
+                _log.warning("%s", self.notes[-1])
+
+        self.checked = "not compared: eager torch answers until the network is compiled"
+        self._thread = threading.Thread(target=work, name="compile", daemon=True)
+        self._thread.start()
+
+    def _compile(self) -> None:
+        frame = test_frame(self.input_size)
+        expected = self._predict(self._eager, frame)
+        try:
+            run = self._torch.compile(self._eager, backend=self.compiler, dynamic=False)
+            found = self._predict(run, frame)
+        except Exception as error:  # of dynamo, inductor or the C++ compiler
+            raise BackendError(f"backend compile: {_first_line(error)}") from error
+        difference = compare(found, expected)
+        if not difference.fits(coarse=False):
+            raise BackendError(f"backend compile: differs from eager torch: {difference}")
+        self._run = run
+        self.checked = f"against torch: {difference}"
 
 
 def _first_line(error: Exception) -> str:
@@ -268,8 +443,21 @@ def _first_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-_LOADERS: dict[str, type[_OpenVino] | type[_OnnxRuntime] | type[_Torch]] = {
+def _tensorrt(bundle: Bundle, size: tuple[int, int], threads: int, precision: str) -> Backend:
+    if not gpu_found():
+        raise BackendError(
+            "backend tensorrt: no NVIDIA GPU is found (nvidia-smi lists them); choose another "
+            "backend"
+        )
+    from waste_seg_ros.runtime.tensorrt_engine import TensorRt
+
+    return TensorRt(bundle, size, precision)
+
+
+_LOADERS: dict[str, Callable[[Bundle, tuple[int, int], int, str], Backend]] = {
     "openvino": _OpenVino,
     "onnxruntime": _OnnxRuntime,
     "torch": _Torch,
+    "compile": _Compiled,
+    "tensorrt": _tensorrt,
 }

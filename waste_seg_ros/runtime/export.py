@@ -31,6 +31,7 @@ from waste_seg_ros.runtime.bundle import (
     save_bundle,
 )
 from waste_seg_ros.runtime.quantize import halve_graph
+from waste_seg_ros.runtime.verify import AGREEMENT, test_frame
 
 OPSET = 17
 
@@ -40,9 +41,6 @@ _FREE_AXES = {
     "centers": {1: "rows", 2: "columns"},
     "offsets": {2: "rows", 3: "columns"},
 }
-
-AGREEMENT = 0.995
-"""Share of a test frame's pixels on which the exported graph must give the model's label."""
 
 
 class Deploy(nn.Module):
@@ -131,17 +129,6 @@ def export_onnx(model: SegmentationModel, manifest: Manifest, path: Path) -> Non
     if manifest.precision == "f16":
         halve_graph(path)
     check_graph(module, path, (manifest.input_size, (width + manifest.stride, height)))
-
-
-def test_frame(size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) of coloured blobs and noise to compare two runs of a network on."""
-    import cv2
-
-    rng = np.random.default_rng(7)
-    width, height = size
-    coarse = rng.integers(0, 256, (8, 10, 3), np.uint8)
-    smooth = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC).astype(np.int16)
-    return np.clip(smooth + rng.normal(0, 8, (height, width, 3)), 0, 255).astype(np.uint8)
 
 
 def check_graph(module: Deploy, path: Path, sizes: Sequence[tuple[int, int]]) -> None:
