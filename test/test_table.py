@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,13 +13,15 @@ import torch
 from waste_seg_ros.cli import main
 from waste_seg_ros.data.sample import CLASSES
 from waste_seg_ros.files import write_json
-from waste_seg_ros.models import build_model, parameter_count
+from waste_seg_ros.models import TRUNKS, build_model, parameter_count
 from waste_seg_ros.models.count import count_macs
-from waste_seg_ros.runtime.bundle import Bundle, BundleError, halve_bundle, save_bundle
+from waste_seg_ros.runtime.bundle import Bundle, BundleError, halve_bundle, open_bundle, save_bundle
 from waste_seg_ros.runtime.listing import bundle_cost
 from waste_seg_ros.train import table
 from waste_seg_ros.train.plots import Series, draw_chart, ticks
 from waste_seg_ros.train.table import (
+    LIMIT_LOSS,
+    LIMIT_MB,
     MARKS,
     TableError,
     build_table,
@@ -234,6 +237,16 @@ def test_what_misses_the_limits_is_told(report):
     assert "busy: median times of tiny-small are" in busy
     assert "tiny-small: 10.0 MB" in size
     assert "loses 0.010 of mIoU against tiny" in loss
+
+
+def test_the_bundles_that_are_shipped_keep_the_limits():
+    shipped = [open_bundle(p) for p in sorted((Path(__file__).parents[1] / "bundles").iterdir())]
+    assert {b.manifest.architecture for b in shipped} == set(TRUNKS)
+    for bundle in shipped:
+        assert bundle.size < LIMIT_MB * 1e6, bundle.manifest.name
+        assert bundle.manifest.training.get("miou_lost", 0.0) < LIMIT_LOSS, bundle.manifest.name
+        if bundle.manifest.precision == "int8":
+            assert find_parent(bundle, shipped) is not None, bundle.manifest.name
 
 
 def test_only_what_is_between_the_marks_is_replaced(tmp_path):
