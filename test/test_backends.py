@@ -30,6 +30,7 @@ RUNTIMES = [
     for kind in ("openvino", "onnxruntime", "torch")
 ]
 SIZE = (96, 64)
+torch.set_num_threads(1)  # small networks: more threads wait for each other
 
 
 @pytest.fixture(scope="module")

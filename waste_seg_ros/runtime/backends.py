@@ -255,7 +255,7 @@ def _verified(backend: Backend, bundle: Bundle, threads: int, precision: str) ->
     return "not compared: there is no other backend that runs it"
 
 
-def _checked(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def as_batch(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """The image as a contiguous batch of one."""
     if image.shape != (size[1], size[0], 3) or image.dtype != np.uint8:
         raise BackendError(
@@ -265,7 +265,7 @@ def _checked(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
     return np.ascontiguousarray(image)[None]
 
 
-def _prediction(outputs: list[NDArray[Any]]) -> Prediction:
+def as_prediction(outputs: list[NDArray[Any]]) -> Prediction:
     """From the graph's outputs in their order, batches of one."""
     labels, scores, *instance = (output[0] for output in outputs)
     if not instance:
@@ -312,8 +312,8 @@ class _OpenVino:
         self._outputs = list(compiled.outputs)
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        results = self._request.infer([_checked(image, self.input_size)], share_inputs=True)
-        return _prediction([results[output] for output in self._outputs])
+        results = self._request.infer([as_batch(image, self.input_size)], share_inputs=True)
+        return as_prediction([results[output] for output in self._outputs])
 
 
 class _OnnxRuntime:
@@ -344,7 +344,7 @@ class _OnnxRuntime:
         self.input_size = size
 
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        return _prediction(self._session.run(None, {"image": _checked(image, self.input_size)}))
+        return as_prediction(self._session.run(None, {"image": as_batch(image, self.input_size)}))
 
 
 class _Torch:
@@ -382,8 +382,8 @@ class _Torch:
         self, run: Callable[[Tensor], tuple[Tensor, ...]], image: NDArray[np.uint8]
     ) -> Prediction:
         with self._torch.inference_mode():
-            outputs = run(self._torch.from_numpy(_checked(image, self.input_size)))
-        return _prediction([output.contiguous().numpy() for output in outputs])
+            outputs = run(self._torch.from_numpy(as_batch(image, self.input_size)))
+        return as_prediction([output.contiguous().numpy() for output in outputs])
 
 
 class _Compiled(_Torch):

@@ -70,6 +70,62 @@ def _widen(model: Any) -> None:
     model.graph.node.extend(kept)
 
 
+def symmetric_graph(path: Path, size: tuple[int, int]) -> bytes:
+    """An ONNX file in 8 bits as TensorRT takes it, for inputs of ``size`` (width, height).
+
+    TensorRT knows no zero points, so each range of activations is made symmetric, which at worst
+    halves its resolution. It computes nothing in unsigned bytes either: the image comes in as
+    float32 in 0..255, and the labels go out as int32. Raises BundleError for weights with a zero
+    point, as nothing here makes them.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    done: dict[tuple[str, str], tuple[str, str]] = {}
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+            continue
+        value, scale_name, zero_name = node.input
+        zero = numpy_helper.to_array(constants[zero_name])
+        if zero.dtype == np.int8 and not zero.any():
+            continue
+        if value in constants:
+            raise BundleError(f"{path}: {value}: weights with a zero point are not for TensorRT")
+        pair = (scale_name, zero_name)
+        if pair not in done:
+            scale = numpy_helper.to_array(constants[scale_name]).astype(np.float64)
+            limits = np.iinfo(zero.dtype)
+            reach = np.maximum(zero - float(limits.min), float(limits.max) - zero)
+            done[pair] = (f"{scale_name}.symmetric", f"{zero_name}.symmetric")
+            wider = np.asarray(scale * reach / 127, np.float32)
+            graph.initializer.append(numpy_helper.from_array(wider, done[pair][0]))
+            graph.initializer.append(
+                numpy_helper.from_array(np.zeros(zero.shape, np.int8), done[pair][1])
+            )
+        node.input[1], node.input[2] = done[pair]
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    del graph.value_info[:]
+    shape = (1, size[1], size[0], 3)
+    image = helper.make_tensor_value_info(graph.input[0].name, TensorProto.FLOAT, shape)
+    graph.input[0].CopyFrom(image)
+    maker = next(node for node in graph.node if "labels" in node.output)
+    maker.output[0] = "labels.whole"
+    if maker.op_type == "Cast":
+        del maker.attribute[:]
+        maker.attribute.append(helper.make_attribute("to", TensorProto.INT32))
+    graph.node.append(helper.make_node("Cast", ["labels.whole"], ["labels"], to=TensorProto.INT32))
+    for output in graph.output:
+        if output.name == "labels":
+            output.type.tensor_type.elem_type = TensorProto.INT32
+    return bytes(model.SerializeToString())
+
+
 def float_nodes(model: Any, keep: Sequence[str] = ()) -> list[str]:
     """Names of a graph's nodes that are to compute in float.
 
@@ -79,6 +135,8 @@ def float_nodes(model: Any, keep: Sequence[str] = ()) -> list[str]:
     - The convolutions that see the image.
     - Places of maxima (`models.enet.unpool_mask`): an equality of rounded numbers holds at more
       places than one, or nowhere if both sides are rounded apart.
+    - Convolutions that read a concatenation of which a part may be negative (U-Net's): OpenVINO
+      2026.4 rounds such parts to whole numbers, whatever the step.
     - Nodes whose name has one of ``keep`` in it.
     """
     nodes = [node for node in model.graph.node if node.op_type != "Constant"]
@@ -113,6 +171,8 @@ def float_nodes(model: Any, keep: Sequence[str] = ()) -> list[str]:
                     found |= {resize.name, makers[resize.input[0]].name}
             for cast in _following(node, users):
                 found |= {cast.name, *(user.name for user in _following(cast, users))}
+        if node.op_type == "Concat" and not all(_is_positive(n, makers) for n in node.input):
+            found |= {user.name for user in _following(node, users)}
     # The layers' last steps lie beside them: scaling of the offsets, upsampling of logits.
     outputs = {output for node in nodes if node.name.startswith(_OUTPUTS) for output in node.output}
     found |= {user.name for output in outputs for user in users.get(output, [])}
@@ -121,6 +181,14 @@ def float_nodes(model: Any, keep: Sequence[str] = ()) -> list[str]:
 
 def _following(node: Any, users: dict[str, list[Any]]) -> list[Any]:
     return [user for output in node.output for user in users.get(output, [])]
+
+
+def _is_positive(name: str, makers: dict[str, Any]) -> bool:
+    """Whether a map is nowhere below 0 by the node that makes it."""
+    node = makers.get(name)
+    while node is not None and node.op_type in ("AveragePool", "MaxPool", "Resize"):
+        node = makers.get(node.input[0])
+    return node is not None and node.op_type in ("Relu", "Sigmoid")
 
 
 def _is_input(node: Any, makers: dict[str, Any]) -> bool:
@@ -140,7 +208,7 @@ def quantize_graph(
 
     By NNCF's post-training quantization: symmetric weights by output channel, asymmetric
     activations by map with the ranges seen on ``frames``, biases corrected for the rounding. Both
-    OpenVINO and ONNX Runtime run it.
+    OpenVINO and ONNX Runtime run it. Kernels that stay in float are stored as half floats.
 
     Args:
         source: an exported graph, of single or half floats.
@@ -174,8 +242,8 @@ def quantize_graph(
             ignored_scope=ignored,
             preset=nncf.QuantizationPreset.MIXED,
         )
-    onnx.checker.check_model(quantized)
     onnx.save(quantized, str(target))
+    halve_graph(target)  # the kernels that stay in float
 
 
 @contextlib.contextmanager
