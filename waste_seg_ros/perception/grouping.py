@@ -37,6 +37,8 @@ CLASS_SPLIT_SHARE = 0.2
 CLASS_SPLIT_SCORE = 0.8
 #: Share of a component's cells that must agree on a place for it to count as a missed centre.
 MISSED_CENTER_SHARE = 0.05
+#: Small holes are looked for around each, or in the whole image if there are more of them.
+MOST_WINDOWS = 20
 #: A splinter larger than this share of its item's main piece stays with its item.
 SPLINTER_SHARE = 0.15
 
@@ -94,7 +96,7 @@ def group_items(
     if not keep.any():
         return np.zeros(labels.shape, np.uint16)
 
-    inside = np.flatnonzero(foreground)
+    inside = np.flatnonzero(foreground.view(bool))  # four times as fast as of numbers
     kinds = int(labels.max()) + 1
     histogram = np.bincount(
         components.ravel()[inside] * kinds + labels.ravel()[inside], minlength=count * kinds
@@ -161,7 +163,10 @@ class _Plan:
         for window, parts in self._parts:
             np.copyto(result[window], parts, where=parts > 0, casting="unsafe")
         if self._parts:  # a part may have lost all its pixels
-            present = np.bincount(result.ravel(), minlength=self.count + 1) > 0
+            present = np.zeros(self.count + 1, bool)
+            present[self.table] = True
+            for _, parts in self._parts:
+                present[parts] = True
             present[0] = False
             if not present[1:].all():
                 table = np.zeros(self.count + 1, np.uint16)
@@ -192,21 +197,28 @@ def _check(
 
 def _fill_holes(foreground: NDArray[np.uint8], largest: int) -> None:
     """Fill holes of at most ``largest`` pixels, in place."""
-    count, holes, stats, _ = cv2.connectedComponentsWithStats(1 - foreground, connectivity=4)
-    if count <= 2:
+    contours, tree = cv2.findContours(foreground, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if len(contours) == 0:
         return
-    height, width = foreground.shape
-    left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
-    fill = (
-        (stats[:, cv2.CC_STAT_AREA] <= largest)
-        & (left > 0)
-        & (top > 0)
-        & (left + stats[:, cv2.CC_STAT_WIDTH] < width)
-        & (top + stats[:, cv2.CC_STAT_HEIGHT] < height)
-    )
-    fill[0] = False
-    if fill.any():
-        foreground |= fill.view(np.uint8)[holes]
+    # A hole's contour runs around it, and its pixels hang together. Mostly there is none so small.
+    windows = [cv2.boundingRect(contours[hole]) for hole in np.flatnonzero(tree[0, :, 3] >= 0)]
+    windows = [window for window in windows if window[2] + window[3] - 5 <= largest]
+    if len(windows) > MOST_WINDOWS:
+        windows = [(0, 0, foreground.shape[1], foreground.shape[0])]
+    for x, y, width, height in windows:
+        part = foreground[y : y + height, x : x + width]
+        _, holes, stats, _ = cv2.connectedComponentsWithStats(1 - part, connectivity=4)
+        left, top = stats[:, cv2.CC_STAT_LEFT], stats[:, cv2.CC_STAT_TOP]
+        fill = (
+            (stats[:, cv2.CC_STAT_AREA] <= largest)
+            & (left > 0)
+            & (top > 0)
+            & (left + stats[:, cv2.CC_STAT_WIDTH] < width)
+            & (top + stats[:, cv2.CC_STAT_HEIGHT] < height)
+        )
+        fill[0] = False
+        if fill.any():
+            part |= fill.view(np.uint8)[holes]
 
 
 def _window(stats: NDArray[np.int32], step: int, shape: tuple[int, ...]) -> tuple[slice, slice]:

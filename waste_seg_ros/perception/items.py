@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+#: An outline runs no farther than this from the edges of its pixels [px of the network's image].
+OUTLINE_ERROR_PX = 0.75
+
+
 @dataclass(frozen=True)
 class ItemParams:
     """How items are made of a prediction.
@@ -227,110 +231,132 @@ def describe_items(
         raise ValueError(f"image size {image_size} must be positive (width, height)")
     height, width = instances.shape
     scale = np.array([image_size[0] / width, image_size[1] / height])
-    inside = np.flatnonzero(instances)
-    if len(inside) == 0:
+    runs = _runs(instances, labels)
+    if len(runs.identity) == 0:
         return ()
-    identity = instances.ravel()[inside].astype(np.intp)
-    count = int(identity.max()) + 1
-    label = labels.ravel()[inside]
-    known = (label > 0) & (label < 254)
+    present, start = np.unique(runs.identity, return_index=True)
+    count = len(present)
+    number = np.searchsorted(present, runs.identity)  # from 0, without gaps
     # Unknown labels are put on class 0, which no known item has.
-    label = np.where(known, label, 0)
+    label = np.where((runs.label > 0) & (runs.label < 254), runs.label, 0).astype(np.intp)
     kinds = int(label.max()) + 1
-    key = identity * kinds + label
-    if scores is None:
-        votes = np.bincount(key, minlength=count * kinds).reshape(count, kinds).astype(float)
-        pixels = votes
-    else:
-        weight = scores.ravel()[inside]
+    key = number * kinds + label
+    length = runs.end - runs.first
+    pixels = np.bincount(key, weights=length, minlength=count * kinds).reshape(count, kinds)
+    votes = pixels
+    if scores is not None:
+        weight = np.add.reduceat(scores.ravel(), runs.begin, dtype=np.float64)[runs.which]
         votes = np.bincount(key, weights=weight, minlength=count * kinds).reshape(count, kinds)
-        pixels = np.bincount(key, minlength=count * kinds).reshape(count, kinds)
-    area = np.bincount(identity, minlength=count)
-    row, column = np.divmod(inside, width)
-    divisor = np.maximum(area, 1)
-    center_x = np.bincount(identity, weights=column, minlength=count) / divisor
-    center_y = np.bincount(identity, weights=row, minlength=count) / divisor
-    boxes = _boxes(identity, row, column, count)
-    touching = _touching(instances, inside, params.touching_px, count)
+    area = pixels.sum(axis=1)
+    middle = np.stack([(runs.first + runs.end - 1) / 2, runs.row])
+    center = np.add.reduceat(length * middle, start, axis=1) / area
+    center = (center.T + 0.5) * scale - 0.5
+    boxes = np.stack(
+        [
+            np.minimum.reduceat(runs.first, start),
+            np.minimum.reduceat(runs.row, start),
+            np.maximum.reduceat(runs.end, start),
+            np.maximum.reduceat(runs.row, start) + 1,
+        ],
+        axis=1,
+    )
+    touching = _touching(instances, present, boxes, params.touching_px)
 
-    present = np.flatnonzero(area)
-    shapes = []
-    for index in present:
-        x0, y0, x1, y1 = (int(v) for v in boxes[index])
-        own = instances[y0 : y1 + 1, x0 : x1 + 1] == index
-        outline = _outline(own, (x0, y0), scale)
-        center = (np.array([center_x[index], center_y[index]]) + 0.5) * scale - 0.5
-        # Jaws do not reach into holes.
-        holes = _holes(own, (x0, y0), scale) if params.gripper.kind == "suction" else []
-        place = (float(center[0]), float(center[1]))
-        shapes.append((outline, place, _oriented_box(outline), holes))
+    contours = []
+    holes: list[list[NDArray[np.float64]]] | None = None
+    if params.gripper.kind == "suction":  # jaws do not reach into holes
+        holes = []
+    for identity, (x0, y0, x1, y1) in zip(present.tolist(), boxes.tolist(), strict=True):
+        own = instances[y0:y1, x0:x1] == identity
+        contours.append(_contour(own) + np.array([x0, y0]))
+        if holes is not None:
+            holes.append(_holes(own, (x0, y0), scale))
+    ends = np.cumsum([len(contour) for contour in contours])[:-1]
+    points = (np.concatenate(contours) * scale - 0.5).astype(np.float32)
+    outlines = np.split(points, ends)
+    seen = np.split(np.clip(points, 0, np.array(image_size, np.float32) - 1), ends)
+    rectangles = [_oriented_box(outline) for outline in outlines]
+    places = [(x, y) for x, y in center.tolist()]
     grasps = find_grasps(
-        [outline for outline, _, _, _ in shapes],
+        outlines,
         params.gripper,
-        centers=[center for _, center, _, _ in shapes],
-        angles=[angle for _, _, (angle, _, _), _ in shapes],
-        holes=[holes for _, _, _, holes in shapes],
+        centers=places,
+        angles=[angle for angle, _, _ in rectangles],
+        holes=holes,
         tolerance=float(scale.mean()),
     )
 
-    items = []
-    for index, shape, grasp in zip(present, shapes, grasps, strict=True):
-        named = votes[index].copy()
-        named[0] = 0.0
-        total = float(named.sum())
-        class_index = int(named.argmax()) if total > 0 else 0
-        counted = int(pixels[index, 1:].sum())
-        probability = total / counted if counted else 1.0
-        ranked = np.sort(named)[::-1]
-        share = float(ranked[0]) / total if total else 1.0
-        second = float(ranked[1]) / total if total and len(ranked) > 1 else 0.0
-        if params.class_agnostic:
-            class_index, share, second = 0, 1.0, 0.0
-        score = probability * share
+    named = votes.copy()
+    named[:, 0] = 0.0
+    total, counted = named.sum(axis=1), pixels[:, 1:].sum(axis=1)
+    some = total > 0
+    kind = np.where(some, named.argmax(axis=1), 0)
+    probability = np.where(counted > 0, total / np.maximum(counted, 1.0), 1.0)
+    ranked = np.sort(named, axis=1) / np.where(some, total, 1.0)[:, None]
+    share = np.where(some, ranked[:, -1], 1.0)
+    second = ranked[:, -2] if kinds > 1 else np.zeros(count)
+    if params.class_agnostic:
+        kind, share, second = np.zeros(count, np.intp), np.ones(count), np.zeros(count)
+    score = probability * share
+    unsure = share - second < params.uncertain_margin
+    uncertain = unsure | (probability < params.uncertain_score)
+    border = params.border_px
+    truncated = (boxes[:, :2] < border).any(axis=1)
+    truncated |= (boxes[:, 2:] > np.array([width, height]) - border).any(axis=1)
+    low = np.floor(boxes[:, :2] * scale).astype(np.intp)
+    high = np.minimum(np.ceil(boxes[:, 2:] * scale).astype(np.intp), image_size)
+    rois = np.concatenate([low, high - low], axis=1)
 
-        x0, y0, x1, y1 = (int(v) for v in boxes[index])
-        truncated = (
-            x0 < params.border_px
-            or y0 < params.border_px
-            or x1 >= width - params.border_px
-            or y1 >= height - params.border_px
-        )
-        unsure = share - second < params.uncertain_margin
-        if truncated:
+    numbers = zip(
+        present.tolist(),
+        kind.tolist(),
+        score.tolist(),
+        share.tolist(),
+        second.tolist(),
+        area.tolist(),
+        unsure.tolist(),
+        uncertain.tolist(),
+        truncated.tolist(),
+        touching.tolist(),
+        rois.tolist(),
+        strict=True,
+    )
+    items = []
+    for entry, outline, place, rectangle, grasp in zip(
+        numbers, seen, places, rectangles, grasps, strict=True
+    ):
+        identity, class_index, value, most, next_most, size, tie, doubt, cut, touches, roi = entry
+        if cut:
             reason = "truncated by the image border"
-        elif area[index] < params.min_pick_area_px:
-            reason = f"too small: {area[index]} px below {params.min_pick_area_px}"
-        elif score < params.score_threshold:
-            reason = f"score {score:.2f} below {params.score_threshold:.2f}"
-        elif unsure:
-            reason = f"unsure of class: {share:.2f} of the votes, {second:.2f} for another"
+        elif size < params.min_pick_area_px:
+            reason = f"too small: {size:.0f} px below {params.min_pick_area_px}"
+        elif value < params.score_threshold:
+            reason = f"score {value:.2f} below {params.score_threshold:.2f}"
+        elif tie:
+            reason = f"unsure of class: {most:.2f} of the votes, {next_most:.2f} for another"
         else:
             reason = grasp.reason
-        left, top = math.floor(x0 * scale[0]), math.floor(y0 * scale[1])
-        right = min(math.ceil((x1 + 1) * scale[0]), image_size[0])
-        bottom = min(math.ceil((y1 + 1) * scale[1]), image_size[1])
-        limit = np.array(image_size, np.float32) - 1
-        outline, center_xy, (angle, length, breadth), _ = shape
+        angle, long_side, short_side = rectangle
         items.append(
             Item(
-                id=int(index),
+                id=identity,
                 class_index=class_index,
-                score=score,
-                area=float(area[index] * scale[0] * scale[1]),
-                roi=(left, top, right - left, bottom - top),
-                outline=np.clip(outline, 0, limit),
-                center=center_xy,
+                score=value,
+                area=size * float(scale[0] * scale[1]),
+                roi=tuple(roi),
+                outline=outline,
+                center=place,
                 angle=angle,
-                length=length,
-                width=breadth,
+                length=long_side,
+                width=short_side,
                 grasp_kind=grasp.kind,
                 grasp_center=grasp.center,
                 grasp_angle=grasp.angle,
                 grasp_width=grasp.width,
                 grasp_quality=grasp.quality,
-                touching=bool(touching[index]),
-                truncated=truncated,
-                uncertain=unsure or probability < params.uncertain_score,
+                touching=touches,
+                truncated=cut,
+                uncertain=doubt,
                 pickable=not reason,
                 reason=reason,
             )
@@ -338,41 +364,88 @@ def describe_items(
     return tuple(items)
 
 
-def _boxes(
-    identity: NDArray[np.intp], row: NDArray[np.intp], column: NDArray[np.intp], count: int
-) -> NDArray[np.intp]:
-    """(count, 4) first and last column and row of each id: x0, y0, x1, y1."""
-    boxes = np.zeros((count, 4), np.intp)
-    # Rows come in ascending order, so assignment in reverse leaves the first, forward the last.
-    boxes[identity[::-1], 1] = row[::-1]
-    boxes[identity, 3] = row
-    order = np.argsort(column.astype(np.uint16), kind="stable")  # 16 bits: radix sort
-    by_column = identity[order]
-    boxes[by_column[::-1], 0] = column[order][::-1]
-    boxes[by_column, 2] = column[order]
-    return boxes
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Pixels beside each other in a row that have one id, not 0, and one label; sorted by id.
+
+    They are about a tenth of the pixels.
+
+    Attributes:
+        identity, label: (r,) theirs.
+        row, first, end: (r,) the row, the first column and the one after the last.
+        begin: (a,) where all runs begin, those of no item too, in the flat image.
+        which: (r,) the index of these runs among all.
+    """
+
+    identity: NDArray[np.uint16]
+    label: NDArray[np.uint8]
+    row: NDArray[np.intp]
+    first: NDArray[np.intp]
+    end: NDArray[np.intp]
+    begin: NDArray[np.intp]
+    which: NDArray[np.intp]
+
+
+def _runs(instances: NDArray[np.uint16], labels: NDArray[np.uint8]) -> _Runs:
+    width = instances.shape[1]
+    identity, label = instances.ravel(), labels.ravel()
+    change = np.ones(len(identity), bool)
+    np.not_equal(identity[1:], identity[:-1], out=change[1:])
+    change[1:] |= label[1:] != label[:-1]
+    change[::width] = True
+    begin = np.flatnonzero(change)
+    own = identity[begin]
+    which = np.flatnonzero(own)
+    which = which[np.argsort(own[which], kind="stable")]  # 16 bits: radix sort
+    start = begin[which]
+    row, first = np.divmod(start, width)
+    end = np.append(begin, len(identity))[which + 1] - row * width
+    return _Runs(identity[start], label[start], row, first, end, begin, which)
 
 
 def _touching(
-    instances: NDArray[np.uint16], inside: NDArray[np.intp], distance: int, count: int
+    instances: NDArray[np.uint16],
+    present: NDArray[np.uint16],
+    boxes: NDArray[np.intp],
+    distance: int,
 ) -> NDArray[np.bool_]:
-    """Which ids have a pixel of another id within so many pixels."""
-    result = np.zeros(count, bool)
-    if distance < 1 or count < 3:
+    """Which ids have a pixel of another id within so many pixels.
+
+    Args:
+        instances: (H, W).
+        present: (n,) the ids, ascending.
+        boxes: (n, 4) x0, y0, x1, y1 of each, the last two exclusive.
+        distance: [px].
+    """
+    result = np.zeros(len(present), bool)
+    if distance < 1 or len(present) < 2:
         return result
+    low, high = boxes[:, :2], boxes[:, 2:] + distance
+    near = ((low[:, None] < high) & (low < high[:, None])).all(axis=2)
+    first, second = np.nonzero(np.triu(near, 1))
+    if len(first) == 0:
+        return result
+    # Only there can two meet.
+    x0, y0 = np.maximum(np.maximum(low[first], low[second]) - distance, 0).T.tolist()
+    x1, y1 = np.minimum(high[first], high[second]).T.tolist()
+    windows = [instances[part] for part in map(_slices, x0, y0, x1, y1)]
+    if 3 * sum(window.size for window in windows) > instances.size:
+        windows = [instances]
     kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
-    own = instances.ravel()[inside]
-    highest = cv2.dilate(instances, kernel).ravel()[inside]
-    reverse = np.where(instances > 0, np.uint16(65535) - instances, np.uint16(0))
-    lowest = np.uint16(65535) - cv2.dilate(reverse, kernel).ravel()[inside]
-    result[own[(highest != own) | (lowest != own)]] = True
+    for window in windows:
+        highest = cv2.dilate(window, kernel)
+        lowest = np.negative(cv2.dilate(np.negative(window), kernel))  # 0 stays 0, others turn
+        meets = window[(window != 0) & ((highest != window) | (lowest != window))]
+        result[np.searchsorted(present, meets)] = True
     return result
 
 
-def _outline(
-    mask: NDArray[np.bool_], corner: tuple[int, int], scale: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """The largest outer contour along the edges of the pixels, in camera pixels.
+def _slices(x0: int, y0: int, x1: int, y1: int) -> tuple[slice, slice]:
+    return slice(y0, y1), slice(x0, x1)
+
+
+def _contour(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """(K, 2) the largest outer contour along the edges of the pixels, from the mask's corner.
 
     ``cv2.findContours`` runs through the middles of the outermost pixels and so loses half a
     pixel all around; on the grid of pixel corners it runs along their edges.
@@ -380,17 +453,14 @@ def _outline(
     height, width = mask.shape
     corners = np.zeros((height + 1, width + 1), np.uint8)
     corners[:-1, :-1] = mask
-    corners[1:, :-1] |= mask
-    corners[:-1, 1:] |= mask
-    corners[1:, 1:] |= mask
+    cv2.dilate(corners, np.ones((2, 2), np.uint8), dst=corners, anchor=(1, 1))
     found, _ = cv2.findContours(corners, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     contour = found[0] if len(found) == 1 else max(found, key=cv2.contourArea)
-    simple = cv2.approxPolyDP(contour, 0.75, True)
+    simple = cv2.approxPolyDP(contour, OUTLINE_ERROR_PX, True)
     if len(simple) < 3:
         simple = contour
-    points = (simple[:, 0] + np.array(corner, np.float64)) * scale - 0.5
     # OpenCV runs counter-clockwise on the screen.
-    return np.ascontiguousarray(points[::-1].astype(np.float32))
+    return np.asarray(simple[::-1, 0])
 
 
 def _holes(
@@ -403,9 +473,8 @@ def _holes(
     for region in range(2, count):  # 1 is what lies around the item, as its corner comes first
         x, y, width, height = stats[region, :4]
         hole = regions[y : y + height, x : x + width] == region
-        holes.append(
-            _outline(hole, (int(x) + corner[0] - 1, int(y) + corner[1] - 1), scale).astype(float)
-        )
+        place = np.array([x + corner[0] - 1, y + corner[1] - 1])
+        holes.append((_contour(hole) + place) * scale - 0.5)
     return holes
 
 
