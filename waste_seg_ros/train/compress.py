@@ -30,7 +30,7 @@ from waste_seg_ros.models import SegmentationModel
 from waste_seg_ros.models.count import count_macs
 from waste_seg_ros.models.enet import differentiable_masks
 from waste_seg_ros.perception.scaling import scale_image
-from waste_seg_ros.runtime.backends import input_size_for
+from waste_seg_ros.runtime.backends import BackendError, input_size_for, load_backend
 from waste_seg_ros.runtime.bundle import (
     GRAPH,
     WEIGHTS,
@@ -74,6 +74,8 @@ _MOST = 0.8  # share of a layer's channels that can go
 _CHANNELS = 8  # channels that go at a time
 _STEPS = 40  # from none to the most
 _BATCHES = 8  # to take gradients from
+_CHECKED = 4  # frames to compare runtimes on
+_APART = 0.015  # how far the shares of their pixels may lie apart
 
 
 # --------------------------------------------------------------------------------------------------
@@ -300,7 +302,8 @@ def quantize_bundle(
         changes: of the manifest's values.
 
     Raises:
-        BundleError: the parent is int8, there are no images, or NNCF is not installed.
+        BundleError: the parent is int8, there are no images, NNCF is not installed, or a runtime
+            does something else with the graph than another.
         DataError: the data cannot be used.
     """
     if parent.manifest.precision == "int8":
@@ -310,12 +313,39 @@ def quantize_bundle(
         )
 
     def convert(folder: Path) -> None:
-        frames = calibration_frames(parent.manifest, calibration)
+        frames = list(calibration_frames(parent.manifest, calibration))
         quantize_graph(folder / GRAPH, folder / GRAPH, frames, keep)
         (folder / WEIGHTS).unlink()
+        check_runtimes(parent, replace(parent, path=folder), frames[:_CHECKED])
 
     values = {"name": Path(path).name, "metrics": {}, "parent": parent.reference, **changes}
     return convert_bundle(parent, path, convert, precision="int8", **values)
+
+
+def check_runtimes(parent: Bundle, bundle: Bundle, frames: Sequence[NDArray[np.uint8]]) -> None:
+    """Whether the runtimes lose alike by a quantization.
+
+    They round differently, but one that gives the parent's labels at far fewer pixels than another
+    has not understood the graph. Raises BundleError then.
+    """
+    shares: dict[str, float] = {}
+    for kind in ("openvino", "onnxruntime"):
+        same = []
+        for frame in frames:
+            size = (frame.shape[1], frame.shape[0])
+            try:
+                found, expected = (load_backend(b, kind, size) for b in (bundle, parent))
+            except BackendError:  # not installed
+                break
+            same.append((found.predict(frame).labels == expected.predict(frame).labels).mean())
+        else:
+            shares[kind] = float(np.mean(same))
+    if shares and max(shares.values()) - min(shares.values()) > _APART:
+        raise BundleError(
+            "--int8: the labels of the parent come from "
+            + " and ".join(f"{kind} at {share:.1%}" for kind, share in shares.items())
+            + " of the pixels, so one takes the graph otherwise; keep parts in float (--keep-float)"
+        )
 
 
 # --------------------------------------------------------------------------------------------------
