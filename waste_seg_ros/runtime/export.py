@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from waste_seg_ros.cli import as_size
 from waste_seg_ros.models import SegmentationModel, decide
 from waste_seg_ros.runtime import HEADS
 from waste_seg_ros.runtime.bundle import (
@@ -34,6 +35,9 @@ from waste_seg_ros.runtime.quantize import halve_graph
 from waste_seg_ros.runtime.verify import AGREEMENT, test_frame
 
 OPSET = 17
+
+FORMATS = ("onnx", "openvino", "tensorrt")
+"""What ``--format`` writes; keys of `formats.WRITERS`."""
 
 _FREE_AXES = {
     "labels": {1: "height", 2: "width"},
@@ -247,7 +251,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of ``waste-seg export``."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="folder of a training run")
-    source.add_argument("--bundle", help="bundle to write again, with --metrics or --precision")
+    source.add_argument(
+        "--bundle", help="bundle to write again, with --metrics, --precision or --format"
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="with --bundle: write only its network, for other programs, with an export.json that "
+        "tells inputs and outputs; a TensorRT engine is built on the GPU that it is for",
+    )
+    parser.add_argument(
+        "--size", type=as_size, metavar="WxH", help="of a TensorRT engine (default: the bundle's)"
+    )
     parser.add_argument("--head", choices=HEADS, help="what the bundle is used as")
     parser.add_argument(
         "--precision",
@@ -280,6 +295,8 @@ def run(args: argparse.Namespace) -> int:
                 raise BundleError(f"{args.metrics}: {error}") from error
         if args.calibrate:
             return _calibrate(args)
+        if args.format or args.size:
+            return _write_format(args)
         if args.bundle:
             old = open_bundle(args.bundle)
             changes: dict[str, Any] = {} if metrics is None else {"metrics": metrics}
@@ -302,6 +319,27 @@ def run(args: argparse.Namespace) -> int:
         print(f"waste-seg export: {error}", file=sys.stderr)
         return 1
     print(f"wrote {bundle.path} ({bundle.manifest.name}, {bundle.manifest.head})")
+    return 0
+
+
+def _write_format(args: argparse.Namespace) -> int:
+    from waste_seg_ros.runtime.backends import BackendError
+    from waste_seg_ros.runtime.formats import write_format
+
+    try:
+        if not args.bundle or not args.format:
+            raise BundleError("--format needs --bundle, and --size needs --format tensorrt")
+        given = {"head": args.head, "precision": args.precision, "name": args.name}
+        unused = [
+            f"--{flag}" for flag, value in {**given, "metrics": args.metrics}.items() if value
+        ]
+        if unused:
+            raise BundleError(f"--format writes no bundle, so {', '.join(unused)} mean nothing")
+        write_format(open_bundle(args.bundle), args.format, args.output, args.size)
+    except (BundleError, BackendError) as error:
+        print(f"waste-seg export: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {args.output} ({args.format} of {args.bundle})")
     return 0
 
 
