@@ -122,6 +122,8 @@ class PeerNetwork:
             BenchError: the file is not such a graph, or the runtime is not installed.
         """
         self.name = runtime
+        self.notes: tuple[str, ...] = ()  # as a Backend has them; nothing checks random weights
+        self.checked = ""
         try:
             self._run, shape, self._takes_floats = _load(path, runtime, threads)
         except ModuleNotFoundError as error:
