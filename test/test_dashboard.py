@@ -1029,7 +1029,8 @@ def test_the_page_in_a_browser(ros, dashboard, chromium, tmp_path):
     chromium.call("Page.navigate", url=url)
 
     def text(name):
-        return chromium.run(f"document.getElementById('{name}').textContent")
+        # "" while the page is not there yet.
+        return chromium.run(f"document.getElementById('{name}')?.textContent ?? ''")
 
     def drawn():
         return "bottle" in text("item-rows") and chromium.run(
