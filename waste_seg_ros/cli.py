@@ -23,7 +23,7 @@ COMMANDS = (
     ("train", "waste_seg_ros.train.loop", "train a model and write its bundle"),
     ("eval", "waste_seg_ros.train.evaluate", "measure a bundle on labelled images"),
     ("compress", "waste_seg_ros.train.compress", "make a bundle smaller and faster"),
-    ("export", "waste_seg_ros.runtime.export", "write a bundle's ONNX file anew"),
+    ("export", "waste_seg_ros.runtime.export", "write a bundle, or its network in other formats"),
     ("models", "waste_seg_ros.runtime.listing", "list models: bundles found, or architectures"),
     ("table", "waste_seg_ros.train.table", "measure all bundles and write the README's table"),
     ("transfer", "waste_seg_ros.train.transfer", "measure what a bundle gives to other classes"),
