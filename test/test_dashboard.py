@@ -1073,7 +1073,9 @@ def test_the_page_in_a_browser(ros, dashboard, chromium, tmp_path):
             else red > 200
         )
         assert theme
-    assert chromium.problems == [], "no errors, and nothing that the policy forbids"
+    # That pixels are read back often is the test's own doing.
+    problems = [p for p in chromium.problems if "readback" not in str(p)]
+    assert problems == [], "no errors, and nothing that the policy forbids"
 
     # The node ends and comes back: the page says so, and goes on by itself.
     assert node.stop() == 0
