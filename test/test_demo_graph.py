@@ -177,7 +177,9 @@ def test_photographs_without_annotations(tmp_path, photographs, colour_bundles):
     demo = start_demo(tmp_path, "--source", photographs, "--model", model, "--rate", 4, *truth)
     output = finish(demo)
     assert demo.returncode == 0, output
-    assert summary_of(tmp_path)["truth"]["items"] == {"found": 12, "missed": 0, "false": 0}
+    # Three in each of four pictures, of which a busy machine may drop one.
+    items = summary_of(tmp_path)["truth"]["items"]
+    assert items["missed"] == items["false"] == 0 and 9 <= items["found"] <= 12
 
 
 def test_head_of_the_command_line_is_used(tmp_path, photographs, colour_bundles):
