@@ -292,9 +292,12 @@ class _OpenVino:
         except ImportError as error:
             raise _missing(self.name, error) from error
         # One frame at a time: the shortest time for it, not the most frames in flight. The
-        # precision is named because OpenVINO takes bf16 by itself on CPUs that have it.
+        # precision is named because OpenVINO takes bf16 by itself on CPUs that have it. Its threads
+        # are not pinned to cores, as it would by itself: the camera, DDS and others are on these
+        # cores, too, and a pinned thread waits for its own one while another is free.
         options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": precision,
         }
         if threads:
