@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections import Counter
 from fractions import Fraction
 
@@ -271,7 +272,9 @@ def test_images_that_cannot_be_read_do_not_end_a_run(tmp_path, caplog):
         data[60:70] = bytes(10)
         path.write_bytes(bytes(data))
     mixture = Mixture.open([spec])
-    seen = {mixture.sample(number).name for number in range(40)}
+    # The level is named because NNCF, once used in this process, raises that of all handlers.
+    with caplog.at_level(logging.WARNING):
+        seen = {mixture.sample(number).name for number in range(40)}
     assert seen == {"000.png", "003.png"}
     assert sum("001.png" in r.message for r in caplog.records) == 1  # told once
     with pytest.raises(DataError, match=r"00[12]\.png"):
