@@ -80,7 +80,8 @@ def test_camera_that_does_not_fit_is_told_of(ros, start_node, diagnostics, model
     )
     words = ("incompatible QoS", "/image_raw", "RELIABILITY")
     diagnostics.expect("segmenter: camera", DiagnosticStatus.ERROR, *words)
-    assert all(word in node.output() for word in words)
+    # Its output may come after its diagnostics.
+    assert ros.spin_until(lambda: all(word in node.output() for word in words), 10), node.output()
     # The mend is named, and with a camera that fits all is well.
     mend = "qos_overrides./image_raw.subscription.reliability"
     assert mend in diagnostics.newest("segmenter: camera").message

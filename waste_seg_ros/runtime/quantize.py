@@ -251,6 +251,12 @@ def _silence() -> Iterator[None]:
     """NNCF draws progress bars and tells of every node that it leaves as it is."""
     import nncf
 
+    # It sets the level of handlers that are not its own as well.
+    levels = [(handler, handler.level) for handler in logging.getLogger().handlers]
     nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for handler, level in levels:
+            handler.setLevel(level)
