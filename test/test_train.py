@@ -22,6 +22,7 @@ from waste_seg_ros.runtime.bundle import load_model, open_bundle
 from waste_seg_ros.train.augment import augment
 from waste_seg_ros.train.loop import (
     Average,
+    Learner,
     TrainConfig,
     TrainingError,
     _Batches,
@@ -30,6 +31,7 @@ from waste_seg_ros.train.loop import (
     draw_curves,
     find_checkpoints,
     fit_sample,
+    learns_in_bf16,
     make_batches,
     parse_size,
     read_config,
@@ -429,3 +431,13 @@ def test_curves_of_a_log_cut_short(tmp_path):
     draw_curves(log, tmp_path / "curves.png")
     assert cv2.imread(str(tmp_path / "curves.png")).shape == (760, 1000, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "log.jsonl"]
+
+
+@pytest.mark.parametrize(("width", "sound"), [(1.0, True), (0.75, False), (0.25, True)])
+def test_a_network_learns_whatever_its_channels(width, sound):
+    model = build_model("enet", "semantic", width=width)  # 24 dilated channels at 0.75
+    assert learns_in_bf16(model) is sound
+    config = replace(SMALL, width=width, heads=("semantic",), sizes=("64x64",))
+    model = model.to(memory_format=torch.channels_last).train()
+    losses = Learner(config, model).learn(next(make_batches(config, 0)), 1e-3)
+    assert np.isfinite(losses["total"])

@@ -254,9 +254,6 @@ class FineTuning:
             classes=manifest.classes,
             sizes=self.settings.sizes or (f"{width}x{height}",),
             teacher=self.teacher,
-            # oneDNN's bfloat16 gradient of a dilated convolution is no number at some channel
-            # counts that pruning leaves, such as 24 and 40 (seen with torch 2.13).
-            bf16=self.settings.bf16 and not self.share,
         )
 
     def step(self) -> Step:
