@@ -437,7 +437,7 @@ def test_curves_of_a_log_cut_short(tmp_path):
 def test_a_network_learns_whatever_its_channels(width, sound):
     model = build_model("enet", "semantic", width=width)  # 24 dilated channels at 0.75
     assert learns_in_bf16(model) is sound
-    config = replace(SMALL, width=width, heads=("semantic",), sizes=("64x64",))
+    config = replace(SMALL, width=width, heads=("semantic",), sizes=("256x256",))
     model = model.to(memory_format=torch.channels_last).train()
     losses = Learner(config, model).learn(next(make_batches(config, 0)), 1e-3)
     assert np.isfinite(losses["total"])
