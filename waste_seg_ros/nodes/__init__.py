@@ -138,3 +138,33 @@ def declare(
             bounds = FloatingPointRange(from_value=float(low), to_value=float(high))
             descriptor.floating_point_range = [bounds]
     return node.declare_parameter(name, default, descriptor).value
+
+
+def declare_gripper(node: Any) -> None:
+    """Declare what is known of jaws and cup wherever grasps are made.
+
+    Raises:
+        rclpy.exceptions.InvalidParameterTypeException: a value of another type was given.
+        rclpy.exceptions.InvalidParameterValueException: a value out of the range was given.
+    """
+    from waste_seg_ros.perception.grasp import Gripper
+
+    for name, default, text in (
+        ("jaw_width", 0.02, "Width of a jaw, across the direction in which it closes [m]."),
+        ("jaw_thickness", 0.01, "Thickness of a jaw, along that direction [m]."),
+        (
+            "grasp_clearance",
+            0.004,
+            "Left free around a jaw that comes down, and around the suction cup [m].",
+        ),
+        ("cup_diameter", 0.03, "Diameter of the suction cup [m]."),
+    ):
+        declare(node, name, default, text, low=0.0, high=10.0)
+    declare(
+        node,
+        "friction_angle",
+        Gripper().friction_angle,
+        "By how much a side may be off square to the jaws [rad]: atan of the friction.",
+        low=0.01,
+        high=1.5,
+    )

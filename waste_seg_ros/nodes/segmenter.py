@@ -28,7 +28,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import (
     QoSCompatibility,
@@ -44,7 +44,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from visualization_msgs.msg import MarkerArray
 
 from waste_seg_ros.msg import StageLatency, WasteItem, WasteItemArray
-from waste_seg_ros.nodes import declare, run_node
+from waste_seg_ros.nodes import declare, declare_gripper, run_node
 from waste_seg_ros.nodes.diagnostics import (
     ERROR,
     OK,
@@ -58,6 +58,7 @@ from waste_seg_ros.nodes.diagnostics import (
     status,
 )
 from waste_seg_ros.nodes.images import ImageError, require_decompression, to_image, to_rgb
+from waste_seg_ros.nodes.lifecycle import AutostartNode
 from waste_seg_ros.nodes.loading import (
     Model,
     ModelError,
@@ -200,7 +201,7 @@ def segment(
     return Segmented(instances, items, entries, converted, inferred, extracted, clock())
 
 
-class Segmenter(LifecycleNode):
+class Segmenter(AutostartNode):
     """The segmenter node."""
 
     _extract = staticmethod(extract_items)
@@ -208,7 +209,6 @@ class Segmenter(LifecycleNode):
 
     def __init__(self) -> None:
         super().__init__("segmenter")
-        self.exit_code: int | None = None
         # The cores are for the network; what OpenCV does here is short.
         cv2.setNumThreads(1)
         self._declare()
@@ -250,9 +250,7 @@ class Segmenter(LifecycleNode):
         self.create_service(SelectModel, "~/select_model", self._on_select_model)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
-        self._autostart_timer: Any = None
-        if self.get_parameter("autostart").value:
-            self._autostart_timer = self.create_timer(0.0, self._autostart)
+        self._plan_autostart()
 
     # --- parameters -------------------------------------------------------------------------------
 
@@ -332,13 +330,7 @@ class Segmenter(LifecycleNode):
             "raw for sensor_msgs/Image, compressed for sensor_msgs/CompressedImage.",
             read_only=True,
         )
-        declare(
-            self,
-            "autostart",
-            True,
-            "Configure and activate without being told by a lifecycle manager.",
-            read_only=True,
-        )
+        self._declare_autostart()
 
     def _declare_gripper(self) -> None:
         gripper = Gripper()
@@ -346,24 +338,9 @@ class Segmenter(LifecycleNode):
         for name, default, text in (
             ("min_opening", 0.0, "Narrowest that the jaws can hold [m]."),
             ("max_opening", 0.0, "How far the jaws open [m]; 0: as far as it takes."),
-            ("jaw_width", 0.02, "Width of a jaw, across the direction in which it closes [m]."),
-            ("jaw_thickness", 0.01, "Thickness of a jaw, along that direction [m]."),
-            (
-                "grasp_clearance",
-                0.004,
-                "Left free around a jaw that comes down, and around the suction cup [m].",
-            ),
-            ("cup_diameter", 0.03, "Diameter of the suction cup [m]."),
         ):
             declare(self, name, default, text, low=0.0, high=10.0)
-        declare(
-            self,
-            "friction_angle",
-            gripper.friction_angle,
-            "By how much a side may be off square to the jaws [rad]: atan of the friction.",
-            low=0.01,
-            high=1.5,
-        )
+        declare_gripper(self)
 
     def _values(self, names: Sequence[str], changes: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -413,13 +390,8 @@ class Segmenter(LifecycleNode):
         """Put an accepted change to work, with the next image."""
         if self._work is not None:
             self._use(self._pending or self._work.model)
-        elif (
-            self.get_parameter("autostart").value
-            and self._state() == "unconfigured"
-            and self._autostart_timer is None
-        ):
-            # What kept it from starting may be mended now.
-            self._autostart_timer = self.create_timer(0.0, self._autostart)
+        else:
+            self._plan_autostart()
 
     def _use(self, model: Model) -> None:
         """Work with a model and the parameters as they are, from the next image on."""
@@ -479,21 +451,6 @@ class Segmenter(LifecycleNode):
         return response
 
     # --- lifecycle --------------------------------------------------------------------------------
-
-    def _state(self) -> str:
-        return str(self._state_machine.current_state[1])
-
-    def _autostart(self) -> bool:
-        """Configure and activate; says whether the node is active."""
-        if self._autostart_timer is not None:
-            self.destroy_timer(self._autostart_timer)
-            self._autostart_timer = None
-        if self._state() == "unconfigured":
-            self.trigger_configure()
-        if self._state() == "inactive":
-            self.trigger_activate()
-        self._reporter.report_change()
-        return self._state() == "active"
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, and make publishers and subscriptions."""

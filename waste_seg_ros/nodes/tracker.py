@@ -30,7 +30,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import TransformStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.duration import Duration
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -41,7 +41,7 @@ from visualization_msgs.msg import MarkerArray
 from waste_seg_ros.data.sample import CLASSES
 from waste_seg_ros.graph import share_folder
 from waste_seg_ros.msg import ArmState, Pick, WasteItemArray
-from waste_seg_ros.nodes import declare, run_node
+from waste_seg_ros.nodes import declare, declare_gripper, run_node
 from waste_seg_ros.nodes.diagnostics import (
     ERROR,
     OK,
@@ -54,6 +54,7 @@ from waste_seg_ros.nodes.diagnostics import (
     status,
 )
 from waste_seg_ros.nodes.images import ImageError, to_depth
+from waste_seg_ros.nodes.lifecycle import AutostartNode
 from waste_seg_ros.nodes.tracks import (
     pick_message,
     quaternion,
@@ -120,12 +121,11 @@ class _Eye:
     depths: deque[Image] = field(default_factory=lambda: deque(maxlen=8))
 
 
-class Tracker(LifecycleNode):
+class Tracker(AutostartNode):
     """The tracker node."""
 
     def __init__(self) -> None:
         super().__init__("tracker")
-        self.exit_code: int | None = None
         cv2.setNumThreads(1)
         self._declare()
 
@@ -156,9 +156,7 @@ class Tracker(LifecycleNode):
         self._reporter = Reporter(self, self._statuses)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
-        self._autostart_timer: Any = None
-        if self.get_parameter("autostart").value:
-            self._autostart_timer = self.create_timer(0.0, self._autostart)
+        self._plan_autostart()
 
     # --- parameters -------------------------------------------------------------------------------
 
@@ -213,33 +211,8 @@ class Tracker(LifecycleNode):
         )
         self._declare_speed()
         self._declare_picks()
-        gripper = Gripper()
-        for name, default, text in (
-            ("jaw_width", 0.02, "Width of a jaw, across the direction in which it closes [m]."),
-            ("jaw_thickness", 0.01, "Thickness of a jaw, along that direction [m]."),
-            (
-                "grasp_clearance",
-                0.004,
-                "Left free around a jaw that comes down, and around the suction cup [m].",
-            ),
-            ("cup_diameter", 0.03, "Diameter of the suction cup [m]."),
-        ):
-            self._number(name, default, text, 10.0)
-        declare(
-            self,
-            "friction_angle",
-            gripper.friction_angle,
-            "By how much a side may be off square to the jaws [rad]: atan of the friction.",
-            low=0.01,
-            high=1.5,
-        )
-        declare(
-            self,
-            "autostart",
-            True,
-            "Configure and activate without being told by a lifecycle manager.",
-            read_only=True,
-        )
+        declare_gripper(self)
+        self._declare_autostart()
 
     def _declare_speed(self) -> None:
         self._number("speed", 0.25, "Speed of the belt, or where its estimate starts [m/s].", 20.0)
@@ -392,29 +365,10 @@ class Tracker(LifecycleNode):
             self._follower.scheduler.params = self._picking()
             self._follower.gripper = self._gripper()
             self._follower.measuring = self._measuring()
-        elif (
-            self.get_parameter("autostart").value
-            and self._state() == "unconfigured"
-            and self._autostart_timer is None
-        ):
-            # What kept it from starting may be mended now.
-            self._autostart_timer = self.create_timer(0.0, self._autostart)
+        else:
+            self._plan_autostart()
 
     # --- lifecycle --------------------------------------------------------------------------------
-
-    def _state(self) -> str:
-        return str(self._state_machine.current_state[1])
-
-    def _autostart(self) -> None:
-        """Configure and activate."""
-        if self._autostart_timer is not None:
-            self.destroy_timer(self._autostart_timer)
-            self._autostart_timer = None
-        if self._state() == "unconfigured":
-            self.trigger_configure()
-        if self._state() == "inactive":
-            self.trigger_activate()
-        self._reporter.report_change()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Read calibration and arms, and make publishers and subscriptions."""
